@@ -1,0 +1,1 @@
+"""From pictures with captions to records, and from records to the encoded set."""

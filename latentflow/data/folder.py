@@ -1,0 +1,72 @@
+"""A folder of pictures with metadata.jsonl or metadata.csv: columns file_name and text."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from latentflow.data.sources import Candidate
+from latentflow.errors import LatentflowError
+from latentflow.files import sha256_file
+
+FILES = ("metadata.jsonl", "metadata.csv")
+COLUMNS = ("file_name", "text")
+
+
+class FolderSource:
+    """Pictures below ``root``; a record's id is its file name. Extra columns are left alone."""
+
+    license = "unknown"
+    credit = ""
+
+    def __init__(self, root: Path) -> None:
+        self.name = root.name
+        self.root = root
+        found = [root / name for name in FILES if (root / name).is_file()]
+        if len(found) != 1:
+            raise LatentflowError(
+                f"{root}: expected one of {' or '.join(FILES)}, found "
+                f"{'both' if found else 'neither'}; each row needs file_name and text."
+            )
+        self.metadata = found[0]
+        self.revision = sha256_file(self.metadata)[:16]
+
+    def candidates(self) -> Iterator[Candidate]:
+        for number, row in self._rows():
+            if missing := [column for column in COLUMNS if column not in row]:
+                raise LatentflowError(
+                    f"{self.metadata}, row {number}: no column {' or '.join(missing)} (found {', '.join(map(str, row))}); "
+                    f"the columns are {' and '.join(COLUMNS)}."
+                )
+            name = row["file_name"]
+            yield Candidate(id=str(name), caption=row["text"], read=lambda name=name: self._read(name))  # type: ignore[misc]
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        with self.metadata.open(encoding="utf-8-sig", newline="") as file:
+            if self.metadata.suffix == ".csv":
+                yield from enumerate(csv.DictReader(file), start=2)
+                return
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, self._parse(number, line)
+
+    def _parse(self, number: int, line: str) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise LatentflowError(f"{self.metadata}, line {number}: not JSON ({error.msg}).") from None
+        if not isinstance(row, dict):
+            raise LatentflowError(f"{self.metadata}, line {number}: expected an object, found {line.strip()[:40]}.")
+        return row
+
+    def _read(self, name: Any) -> bytes:
+        if not isinstance(name, str) or not name:
+            raise ValueError("file_name is empty or not text")
+        root = self.root.resolve()
+        path = (root / name).resolve()
+        if not path.is_relative_to(root):
+            raise ValueError("file_name leaves the folder")
+        if not path.is_file():
+            raise ValueError("the picture does not exist")
+        return path.read_bytes()

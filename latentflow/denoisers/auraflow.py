@@ -1,0 +1,54 @@
+"""AuraFlowTransformer2DModel, an MMDiT, in an AuraFlowPipeline."""
+
+from typing import Any
+
+from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, AutoencoderKL
+from torch import Tensor, nn
+
+from latentflow.denoisers.pixart import check_patches
+from latentflow.denoisers.schedulers import flow_euler
+from latentflow.encoders.text import TextEncoder
+from latentflow.params import ModelParams
+
+
+class AuraFlow:
+    """A transformer in which patches and caption tokens attend to each other jointly; padding is zeroed."""
+
+    subfolder = "transformer"
+    model_class = "AuraFlowTransformer2DModel"
+    pipeline_class = "AuraFlowPipeline"
+
+    def build(self, params: ModelParams, latent_shape: list[int], text_width: int) -> AuraFlowTransformer2DModel:
+        sizes = params.auraflow
+        check_patches(sizes.patch_size, latent_shape)
+        return AuraFlowTransformer2DModel(
+            sample_size=latent_shape[-1],
+            patch_size=sizes.patch_size,
+            in_channels=latent_shape[0],
+            out_channels=latent_shape[0],
+            num_mmdit_layers=sizes.layers,
+            num_single_dit_layers=sizes.single_layers,
+            num_attention_heads=sizes.heads,
+            attention_head_dim=sizes.head_dim,
+            joint_attention_dim=text_width,
+            caption_projection_dim=sizes.heads * sizes.head_dim,
+            pos_embed_max_size=(latent_shape[-1] // sizes.patch_size) ** 2,
+        )
+
+    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        output: Tensor = model(xt, text * mask[..., None].to(text.dtype), timestep / 1000).sample
+        return output
+
+    def pipeline(
+        self, model: AuraFlowTransformer2DModel, vae: AutoencoderKL, text: TextEncoder, shift: float
+    ) -> AuraFlowPipeline:
+        return AuraFlowPipeline(
+            vae=vae,
+            text_encoder=text.model,
+            tokenizer=text.tokenizer,
+            transformer=model,
+            scheduler=flow_euler(shift),
+        )
+
+    def call_arguments(self, max_tokens: int) -> dict[str, Any]:
+        return {"max_sequence_length": max_tokens}

@@ -1,0 +1,59 @@
+"""UNet2DConditionModel in a StableDiffusionPipeline."""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+from latentflow.denoisers.schedulers import flow_dpm_solver
+from latentflow.encoders.text import TextEncoder
+from latentflow.params import ModelParams
+
+
+class UNet:
+    """A convolutional UNet with cross-attention to all caption tokens, padding included, as its pipeline does."""
+
+    subfolder = "unet"
+    model_class = "UNet2DConditionModel"
+    pipeline_class = "StableDiffusionPipeline"
+
+    def build(self, params: ModelParams, latent_shape: list[int], text_width: int) -> UNet2DConditionModel:
+        sizes = params.unet
+        down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in sizes.attention]
+        up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(sizes.attention)]
+        model = UNet2DConditionModel(
+            sample_size=latent_shape[-1],
+            in_channels=latent_shape[0],
+            out_channels=latent_shape[0],
+            block_out_channels=tuple(sizes.channels),
+            down_block_types=tuple(down),
+            up_block_types=tuple(up),
+            layers_per_block=sizes.layers_per_block,
+            cross_attention_dim=text_width,
+            attention_head_dim=sizes.head_dim,
+            addition_embed_type="text" if sizes.pooled_text else None,
+            addition_embed_type_num_heads=sizes.head_dim,
+        )
+        return model.to(memory_format=torch.channels_last)
+
+    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
+        output: Tensor = model(xt.contiguous(memory_format=torch.channels_last), timestep, text).sample
+        return output
+
+    def pipeline(
+        self, model: UNet2DConditionModel, vae: AutoencoderKL, text: TextEncoder, shift: float
+    ) -> StableDiffusionPipeline:
+        return StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=text.model,
+            tokenizer=text.tokenizer,
+            unet=model,
+            scheduler=flow_dpm_solver(shift),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def call_arguments(self, max_tokens: int) -> dict[str, Any]:  # noqa: ARG002
+        return {}

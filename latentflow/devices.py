@@ -1,0 +1,38 @@
+"""On what a step computes: the accelerator's settings and the weights' seed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def accelerator(precision: str) -> "Accelerator":
+    """Accelerate's object with fp32 weights under autocast; ``auto`` is bf16 on a GPU that has it, else fp32.
+
+    On CPUs without bf16 arithmetic autocast is many times slower than fp32, so `auto` never picks it there.
+    """
+    from accelerate import Accelerator
+
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return Accelerator(mixed_precision=precision)
+
+
+@contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Inside, new modules draw their weights from ``seed``; the global generator is as before afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def step_generator(seed: int, stream: str, step: int) -> torch.Generator:
+    """A CPU generator for one step of one stream of randomness, so that any step can be repeated by itself."""
+    import hashlib
+
+    key = hashlib.sha256(f"{seed}/{stream}/{step}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(key[:8]) >> 1)

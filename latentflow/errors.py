@@ -1,0 +1,13 @@
+"""The errors that a user can cause and mend; the command line prints them as one sentence."""
+
+
+class LatentflowError(Exception):
+    """Something the user can mend: the message names the thing, what was found and what to do."""
+
+
+class ParamsError(LatentflowError):
+    """A parameter is unknown, of a wrong type or out of range."""
+
+
+class RegistryError(LatentflowError):
+    """MLflow could not be reached or refused a request; what was made on disk is kept."""

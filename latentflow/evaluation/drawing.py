@@ -1,0 +1,119 @@
+"""Pictures from a saved diffusers folder, many at a time: what is judged is what ships."""
+
+import json
+import logging
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentflow.errors import LatentflowError
+from latentflow.progress import track
+
+GENERATION = "generation.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to draw; it depends on these two and the settings alone."""
+
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to call the pipeline: the sampler's two dials, the size, and what its class needs besides."""
+
+    steps: int
+    guidance: float
+    height: int
+    width: int
+    call: dict[str, Any]
+
+    @classmethod
+    def read(cls, pipeline: Path, steps: int, guidance: float) -> "Settings":
+        """Takes size and call arguments from the folder's generation.json. Raises LatentflowError without one."""
+        path = pipeline / GENERATION
+        if not path.is_file() or not (pipeline / "model_index.json").is_file():
+            raise LatentflowError(
+                f"{pipeline} is not what `latentflow train` writes (model_index.json or {GENERATION} is missing): run train again."
+            )
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if missing := {"height", "width", "call"} - saved.keys():
+            raise LatentflowError(f"{path} lacks {', '.join(sorted(missing))}: run `latentflow train` again.")
+        return cls(steps, guidance, saved["height"], saved["width"], saved["call"])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """``pictures`` (n, 3, h, w) uint8 in the order of the requests; ``seconds`` per picture, the median batch's."""
+
+    pictures: Tensor
+    seconds: float
+
+
+class Artist:
+    """A pipeline loaded once, on the GPU if there is one."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        from diffusers import DiffusionPipeline
+
+        self.settings = settings
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        with _without_advice():
+            self._pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True).to(self.device)
+        self._pipeline.set_progress_bar_config(disable=True)
+        self.pipeline_class = type(self._pipeline).__name__
+
+    def draw(self, requests: Sequence[Request], batch_size: int, description: str = "drawing") -> Drawn:
+        """Draws every request with its own generator.
+
+        The last batch is padded to the full size: a batch of another size may differ in the last bit.
+        """
+        pictures: list[np.ndarray] = []
+        seconds: list[float] = []
+        starts = range(0, len(requests), batch_size)
+        for start in track(starts, description, unit="batches"):
+            batch = list(requests[start : start + batch_size])
+            padding = [batch[-1]] * (batch_size - len(batch))
+            began = time.perf_counter()
+            images = self._call(batch + padding)
+            seconds.append((time.perf_counter() - began) / batch_size)
+            pictures += [np.asarray(image.convert("RGB")) for image in images[: len(batch)]]
+        stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+        return Drawn(stacked, statistics.median(seconds))
+
+    def _call(self, batch: list[Request]) -> list[Any]:
+        settings = self.settings
+        result = self._pipeline(
+            prompt=[request.prompt for request in batch],
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            height=settings.height,
+            width=settings.width,
+            generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
+            output_type="pil",
+            **settings.call,
+        )
+        images: list[Any] = result.images
+        return images
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Loading says which text encoder class diffusers expected; that is intended here and would alarm a user."""
+    logger = logging.getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,60 @@
+"""Which pictures a person is shown, chosen by rule and not by eye: the gallery's sections and the failures."""
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from latentflow.data.records import RecordSet
+from latentflow.evaluation.gallery import Entry, Section
+from latentflow.evaluation.judge import Asked, Findings
+
+SHOWN = 18
+
+
+def picture(pixels: Tensor) -> Image.Image:
+    """(3, h, w) uint8 as a Pillow image."""
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def sections(findings: Findings, records: RecordSet) -> list[Section]:
+    """Free prompts, held-out captions and training captions; the first ones of a fixed order, first seed."""
+    free = [Entry(p, (picture(x),)) for p, x in zip(findings.free_prompts, findings.free_pictures, strict=True)]
+    beside = "left: drawn, right: real; spread over the split, not picked"
+    return [
+        Section("Free prompts", "drawn for captions that may be in no picture", free),
+        Section("Held-out captions", f"of the test split, which training never reads; {beside}", _pairs(findings.test, records)),
+        Section("Training captions", beside, _pairs(findings.train, records)),
+    ]
+
+
+def failures(findings: Findings, records: RecordSet, count: int = 12) -> Section:
+    """The training captions whose right picture came last, worst seed of each: drawn, nearest real, right."""
+    asked = findings.train
+    worst, seeds = asked.retrieval.rank.max(1)
+    order = torch.argsort(worst, descending=True, stable=True)[:count].tolist()
+    entries = []
+    for row in (row for row in order if worst[row] > 1):
+        seed = int(seeds[row])
+        nearest = records.table[int(asked.retrieval.nearest[row, seed])]
+        pictures = (
+            picture(asked.pictures[row, seed]),
+            records.image(nearest, findings.protocol.resolution),
+            records.image(asked.records[row], findings.protocol.resolution),
+        )
+        remark = f"rank {int(worst[row]):,}; looks like “{nearest.caption}”"
+        entries.append(Entry(asked.records[row].caption, pictures, remark))
+    return Section("Worst failures", "training captions, one seed each; drawn, nearest real picture, right picture", entries)
+
+
+def _pairs(asked: Asked, records: RecordSet) -> list[Entry]:
+    resolution = asked.pictures.shape[-1]
+    step = max(1, len(asked.records) / SHOWN)
+    chosen = [int(number * step) for number in range(min(SHOWN, len(asked.records)))]
+    return [
+        Entry(
+            asked.records[row].caption,
+            (picture(asked.pictures[row, 0]), records.image(asked.records[row], resolution)),
+            f"rank {int(asked.retrieval.rank[row, 0]):,}",
+        )
+        for row in chosen
+    ]

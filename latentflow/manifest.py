@@ -1,0 +1,136 @@
+"""What every step's output folder says about itself, and the fingerprint under which its work is kept."""
+
+import json
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from latentflow.errors import LatentflowError
+from latentflow.files import digest_json, write_json
+
+FILE = "manifest.json"
+
+
+class Manifest(BaseModel):
+    """The head of every ``manifest.json``.
+
+    ``digest`` covers what the step computed and nothing about when, where or under which id.
+    ``fingerprint`` covers what it was computed from: the validated parameters and the inputs' digests.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: str
+    digest: str
+    fingerprint: str
+    inputs: dict[str, str]
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / FILE, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Reads a folder's manifest; a missing or foreign one is an error that names the command to run."""
+        step = cls.model_fields["step"].default
+        path = folder / FILE
+        if not path.is_file():
+            raise LatentflowError(f"{folder} holds no {FILE}: run `latentflow {step}` first, or give its output folder.")
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except (ValidationError, json.JSONDecodeError) as error:
+            raise LatentflowError(f"{path} is not what `latentflow {step}` writes: {error}") from error
+
+
+def fingerprint(step: str, version: int, params: BaseModel, inputs: dict[str, str], force_rerun: str = "") -> str:
+    """Content address of a step's work: format version, validated parameters, input digests, rerun token."""
+    return digest_json(
+        {
+            "step": step,
+            "version": version,
+            "params": params.model_dump(mode="json"),
+            "inputs": inputs,
+            "force_rerun": force_rerun,
+        }
+    )
+
+
+class RecordsManifest(Manifest):
+    """``ingest``: records.parquet, media.tar, quarantine.jsonl."""
+
+    step: str = "ingest"
+    source: str
+    revision: str
+    license: str
+    credit: str
+    counts: dict[str, int]
+    quarantined: int
+
+
+class AutoencoderManifest(Manifest):
+    """``autoencoder``: ``vae/`` (a diffusers AutoencoderKL folder), reconstructions.png, metrics.json."""
+
+    step: str = "autoencoder"
+    resolution: int
+    latent_channels: int
+    factor: int
+    trained: bool
+
+
+class Shard(BaseModel):
+    """One safetensors file of the encoded set: a run of records of one split and one shape."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: str
+    split: str
+    count: int
+    sha256: str
+    keys: dict[str, tuple[list[int], str]]
+
+
+class EncodedManifest(Manifest):
+    """``encode``: shards/, prompts.safetensors, ``text_encoder/`` and ``tokenizer/`` (transformers folders)."""
+
+    step: str = "encode"
+    shards: list[Shard]
+    counts: dict[str, int]
+    latent_shape: list[int]
+    latent_mean: list[float]
+    latent_std: list[float]
+    text_width: int
+    max_tokens: int
+    resolution: int
+    sample_prompts: list[str]
+
+
+class ModelManifest(Manifest):
+    """``train``: ``pipeline/`` (a diffusers folder), metrics.json, plots/*.csv, samples/*.png.
+
+    ``mlflow_run_id`` is the run in which the model was trained; ``lineage`` is what that run was told
+    (digests, revision, environment) and from which it can be rebuilt in another MLflow store.
+    """
+
+    step: str = "train"
+    pipeline_class: str
+    resolution: int
+    mlflow_run_id: str
+    lineage: dict[str, str]
+
+
+class EvaluationManifest(Manifest):
+    """``evaluate``: metrics.json, gallery.png, report.html."""
+
+    step: str = "evaluate"
+    mlflow_run_id: str
+    metrics: dict[str, float]
+
+
+class RegistrationManifest(Manifest):
+    """``register``: which version of the registered model holds this model with this evaluation."""
+
+    step: str = "register"
+    name: str
+    version: str
+    alias: str
+    mlflow_run_id: str

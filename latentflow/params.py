@@ -1,0 +1,261 @@
+"""The parameters: one pydantic model per section of params.yaml, and per step the sections that it reads.
+
+The models hold types, bounds and a line of description; the defaults live in params.yaml alone.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from latentflow.errors import ParamsError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**53)]
+Precision = Literal["auto", "no", "bf16", "fp16"]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
+
+
+class IngestParams(Section):
+    source: str = Field(min_length=1, description="`emoji` (the embedded default) or a folder with metadata.jsonl|csv")
+    limit: int = Field(ge=0, description="keep only this many records, chosen by a hash of the id; 0 keeps all")
+    validation_fraction: Share = Field(description="share of the records held out for the loss during training")
+    test_fraction: Share = Field(description="share of the records that only evaluation sees")
+    max_bad_fraction: Fraction = Field(description="stop when more than this share of the records is refused")
+    min_side: Count = Field(description="refuse pictures with a side shorter than this, in pixels")
+
+    @model_validator(mode="after")
+    def _leaves_training_records(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction + test_fraction must be below 1, or nothing is left to train on")
+        return self
+
+
+class AutoencoderParams(Section):
+    pretrained: str = Field(description="folder or hub id of an AutoencoderKL; empty trains one on the records")
+    resolution: int = Field(ge=8, le=4096, description="side of the square pictures that are encoded, in pixels")
+    channels: list[Count] = Field(min_length=1, max_length=6, description="width per level; n levels shrink by 2^(n-1)")
+    latent_channels: Count = Field(description="channels of the latents")
+    layers_per_block: Count = Field(description="residual layers per level")
+    steps: Count = Field(description="optimizer steps")
+    batch_size: Count = Field(description="pictures per step")
+    learning_rate: Positive = Field(description="peak learning rate of the one-cycle schedule")
+    kl_weight: float = Field(ge=0, description="weight of the KL term, per pixel value")
+    seed: Seed = Field(description="seed of weights, order and posterior noise")
+    precision: Precision = Field(description="autocast type; `auto` is bf16 on a GPU and fp32 on a CPU")
+
+    @model_validator(mode="after")
+    def _resolution_fits(self) -> Self:
+        factor = 2 ** (len(self.channels) - 1)
+        if not self.pretrained and self.resolution % factor:
+            raise ValueError(f"resolution {self.resolution} is not a multiple of {factor}, the factor of {len(self.channels)} levels")
+        return self
+
+
+class EncodeParams(Section):
+    text_encoder: str = Field(min_length=1, description="`minilm` (the embedded default), a folder, or a hub id")
+    max_tokens: int = Field(ge=3, le=512, description="caption length in tokens, the special ones included")
+    flip: bool = Field(description="also store the latents of the mirrored pictures")
+    batch_size: Count = Field(description="pictures or captions per encoder call; the last one is padded")
+    shard_size: Count = Field(description="records per shard")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(description="type in which tensors are stored")
+    sample_prompts: list[str] = Field(max_length=64, description="captions of the sample grid that training draws")
+
+
+class DiffusionParams(Section):
+    definition: Literal["flow"] = Field(description="data and model definition: `flow` is x_t = (1-σ)x_0 + σx_T, velocity")
+    shift: Positive = Field(description="static shift of the sampling schedule; 1 leaves it linear")
+
+
+class UNetParams(Section):
+    channels: list[Count] = Field(min_length=1, max_length=6, description="width per level, multiples of 32")
+    attention: list[bool] = Field(min_length=1, max_length=6, description="per level: cross-attention to the text")
+    layers_per_block: Count = Field(description="residual layers per level")
+    head_dim: Count = Field(description="attention head width")
+    pooled_text: bool = Field(description="also add the attention-pooled caption to the time embedding")
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Self:
+        if len(self.channels) != len(self.attention):
+            raise ValueError(f"channels has {len(self.channels)} levels, attention has {len(self.attention)}")
+        if bad := [c for c in self.channels if c % 32]:
+            raise ValueError(f"channels must be multiples of 32 (group normalisation), found {bad}")
+        return self
+
+
+class TransformerParams(Section):
+    layers: Count = Field(description="transformer blocks")
+    heads: Count = Field(description="attention heads")
+    head_dim: Count = Field(description="attention head width; width = heads x head_dim")
+    patch_size: Count = Field(description="side of the latent patch that becomes a token")
+
+
+class AuraFlowParams(TransformerParams):
+    single_layers: int = Field(ge=0, description="single-stream blocks after the joint ones")
+
+
+class ModelParams(Section):
+    denoiser: Literal["unet", "pixart", "auraflow"] = Field(
+        description="`unet` (UNet2DConditionModel), `pixart` (a DiT) or `auraflow` (an MMDiT)"
+    )
+    unet: UNetParams = Field(description="sizes of the UNet")
+    pixart: TransformerParams = Field(description="sizes of the DiT")
+    auraflow: AuraFlowParams = Field(description="sizes of the MMDiT")
+
+
+class TrainParams(Section):
+    steps: Count = Field(description="optimizer steps")
+    batch_size: Count = Field(description="global batch: samples per optimizer step over all processes")
+    learning_rate: Positive = Field(description="peak learning rate")
+    schedule: Literal["cosine", "one_cycle", "constant"] = Field(description="shape of the learning rate over the steps")
+    warmup_fraction: Fraction = Field(description="share of the steps in which the learning rate rises")
+    weight_decay: float = Field(ge=0, description="AdamW's decoupled weight decay")
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(description="AdamW's second-moment decay")
+    clip_norm: Positive = Field(description="gradients are scaled down to this norm")
+    caption_dropout: Fraction = Field(description="share of samples trained with the empty caption, for guidance")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(description="decay of the averaged weights, after a warm-up")
+    sigma_sampling: Literal["logit_normal", "uniform"] = Field(description="distribution of the training σ")
+    sigma_mean: float = Field(description="logit-normal: mean of logit σ; above 0 is nearer to noise")
+    sigma_std: Positive = Field(description="logit-normal: standard deviation of logit σ")
+    precision: Precision = Field(description="autocast type over fp32 weights; `auto` is bf16 on a GPU, fp32 on a CPU")
+    log_every: Count = Field(description="steps between logged losses")
+    validate_every: Count = Field(description="steps between held-out losses")
+    sample_every: Count = Field(description="steps between sample grids")
+    checkpoint_every: Count = Field(description="steps between checkpoints")
+    seed: Seed = Field(description="seed of weights, data order, σ, noise and caption dropout")
+
+
+class EvaluateParams(Section):
+    guidance: float = Field(ge=0, description="classifier-free guidance scale; 1 is none")
+    steps: Count = Field(description="sampler steps")
+    captions: Count = Field(description="training captions drawn and looked up among the real pictures")
+    seeds: Count = Field(description="pictures per caption, each with its own seed")
+    seed: Seed = Field(description="first seed")
+    batch_size: Count = Field(description="pictures drawn per call")
+    gallery_prompts: list[str] = Field(max_length=64, description="free captions in the gallery, in the data or not")
+
+
+class RegisterParams(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\- ]*$", description="name of the registered model")
+    champion_alias: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="alias of the model in use; given to the first")
+    challenger_alias: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="alias of a newer model while there is a champion")
+
+
+class Params(Section):
+    """The whole params.yaml."""
+
+    ingest: IngestParams
+    autoencoder: AutoencoderParams
+    encode: EncodeParams
+    diffusion: DiffusionParams
+    model: ModelParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    register_: RegisterParams = Field(alias="register")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.train.warmup_fraction == 1 and self.train.schedule != "constant":
+            raise ValueError("train.warmup_fraction 1 leaves no step for the schedule; give less than 1")
+        return self
+
+
+class IngestInputs(Section):
+    ingest: IngestParams
+
+
+class AutoencoderInputs(Section):
+    autoencoder: AutoencoderParams
+
+
+class EncodeInputs(Section):
+    encode: EncodeParams
+
+
+class TrainInputs(Section):
+    train: TrainParams
+    model: ModelParams
+    diffusion: DiffusionParams
+
+
+class EvaluateInputs(Section):
+    evaluate: EvaluateParams
+
+
+class RegisterInputs(Section):
+    register_: RegisterParams = Field(alias="register")
+
+
+# What each step reads; the DVC stages, the KFP components and the fingerprints all follow from it.
+STEP_INPUTS: dict[str, type[Section]] = {
+    "ingest": IngestInputs,
+    "autoencoder": AutoencoderInputs,
+    "encode": EncodeInputs,
+    "train": TrainInputs,
+    "evaluate": EvaluateInputs,
+    "register": RegisterInputs,
+}
+
+S = TypeVar("S", bound=Section)
+
+
+def parse(model: type[S], values: Any, source: str) -> S:
+    """Validates ``values``; every fault becomes a line with the field, what was found and what was expected."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_sentence(fault) for fault in error.errors()]
+        raise ParamsError("\n".join([f"{source}: {len(lines)} parameter(s) cannot be used", *lines])) from None
+
+
+def _sentence(fault: Any) -> str:
+    field = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
+    if fault["type"] == "extra_forbidden":
+        return f"  {field}: unknown parameter; check the spelling against params.yaml"
+    if fault["type"] == "missing":
+        return f"  {field}: missing; add it"
+    found = fault["input"]
+    shown = "" if isinstance(found, dict | BaseModel) else f", found {found!r}"
+    return f"  {field}: {fault['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Params:
+    """Reads params.yaml; ``overrides`` are ``section.field=value`` with the value in YAML."""
+    if not path.is_file():
+        raise ParamsError(f"{path} does not exist: run in the project's folder or give --params.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path}: expected sections (ingest, autoencoder, ...), found {type(values).__name__}.")
+    for override in overrides or []:
+        _set(values, override)
+    return parse(Params, values, str(path))
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or "." not in name:
+        raise ParamsError(f"--set {override}: expected section.field=value.")
+    *parents, field = name.split(".")
+    for parent in parents:
+        if not isinstance(values.get(parent), dict):
+            raise ParamsError(f"--set {override}: there is no section {parent}.")
+        values = values[parent]
+    values[field] = yaml.safe_load(text)
+
+
+def for_step(params: Params, step: str) -> Section:
+    """The sections that ``step`` reads, as its own validated model."""
+    model = STEP_INPUTS[step]
+    return model.model_validate({field.alias or name: getattr(params, name) for name, field in model.model_fields.items()})

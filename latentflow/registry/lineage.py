@@ -1,0 +1,72 @@
+"""Where a model comes from: code, environment, parameters, as flat text that any MLflow store can hold."""
+
+import os
+import subprocess
+from typing import Any
+
+from pydantic import BaseModel
+
+from latentflow import __version__
+
+# In a lineage, a key with this prefix is a parameter of the run; with it a run can be rebuilt in another store.
+PARAMS = "params."
+
+# What is in the environment, and its name in the lineage. DVC sets DVC_STAGE; the Kubeflow components set
+# KFP_RUN_ID; the images set LATENTFLOW_IMAGE to their digest.
+_ENVIRONMENT = {"KFP_RUN_ID": "kfp_run_id", "DVC_STAGE": "dvc_stage", "LATENTFLOW_IMAGE": "image"}
+
+
+def lineage_from_environment() -> dict[str, str]:
+    """What this process can tell of itself: latentflow_version, and git_commit, git_dirty, kfp_run_id, dvc_stage, image.
+
+    Only what is known is in it. Without a repository the commit is LATENTFLOW_GIT_SHA (an image's build argument).
+    """
+    lineage = {"latentflow_version": __version__}
+    if commit := _git("rev-parse", "HEAD"):
+        lineage["git_commit"] = commit
+        # `dvc repro` itself rewrites dvc.lock while it runs.
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top,glob)**/dvc.lock")
+        lineage["git_dirty"] = "true" if changed else "false"
+    elif commit := os.environ.get("LATENTFLOW_GIT_SHA", ""):
+        lineage["git_commit"] = commit
+    lineage.update({name: os.environ[key] for key, name in _ENVIRONMENT.items() if os.environ.get(key)})
+    return lineage
+
+
+def flat_params(sections: BaseModel) -> dict[str, str]:
+    """A step's validated sections as flat text: {"train.steps": "1300", "model.unet.channels": "[64, 128]", ...}."""
+    flat: dict[str, str] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            flat[prefix] = str(value)
+
+    add("", sections.model_dump(mode="json"))
+    return flat
+
+
+def with_params(lineage: dict[str, str], params: dict[str, str]) -> dict[str, str]:
+    """A lineage that also holds the run's parameters, for the model's manifest."""
+    return lineage | {f"{PARAMS}{name}": value for name, value in params.items()}
+
+
+def split_params(lineage: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The inverse of with_params: (lineage, parameters)."""
+    params = {key.removeprefix(PARAMS): value for key, value in lineage.items() if key.startswith(PARAMS)}
+    return {key: value for key, value in lineage.items() if not key.startswith(PARAMS)}, params
+
+
+def tags(lineage: dict[str, str]) -> dict[str, str]:
+    """A lineage as MLflow tags, `latentflow.<key>`; its parameters are left out."""
+    return {f"latentflow.{key}": value for key, value in split_params(lineage)[0].items()}
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

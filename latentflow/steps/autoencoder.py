@@ -1,0 +1,133 @@
+"""autoencoder: trains a VAE on the records, or checks the one that was given, and shows how well it reconstructs."""
+
+import csv
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentflow.errors import LatentflowError
+from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, digest_json, write_json
+from latentflow.manifest import AutoencoderManifest, RecordsManifest, fingerprint
+from latentflow.params import AutoencoderInputs, AutoencoderParams
+from latentflow.workspace import work_folder
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from torch import Tensor
+
+    from latentflow.data.records import Record, RecordSet
+    from latentflow.training.autoencoder import Curve
+
+VERSION = 1
+SHEET = 32
+log = logging.getLogger(__name__)
+
+
+def run(inputs: AutoencoderInputs, records: Path, out: Path, force_rerun: str = "") -> AutoencoderManifest:
+    """Writes ``vae/``, the reconstruction sheet and the PSNR on held-out pictures to ``out``."""
+    digests = {"records": RecordsManifest.read(records).digest}
+    key = fingerprint("autoencoder", VERSION, inputs, digests, force_rerun)
+    with work_folder("autoencoder", key) as work:
+        done = work / "done"
+        if not done.is_dir():
+            with atomic_folder(done) as folder:
+                _make(inputs.autoencoder, records, folder, key, digests)
+        else:
+            log.info("the autoencoder of these parameters and records is in the work store; nothing to train")
+        with atomic_folder(out) as folder:
+            copy_tree_or_file(done, folder)
+    return AutoencoderManifest.read(out)
+
+
+def _make(params: AutoencoderParams, records: Path, folder: Path, key: str, digests: dict[str, str]) -> None:
+    from latentflow.data.records import RecordSet, spread
+    from latentflow.encoders import vae as vae_room
+
+    record_set = RecordSet.open(records)
+    vae = _validated(params) if params.pretrained else _trained(params, record_set, folder)
+    vae.save_pretrained(folder / "vae")
+    # Judged as it was saved: what is measured is what encode will load.
+    vae = vae_room.load_from(folder)
+    factor = vae_room.factor(vae)
+    held_out = spread(record_set.split("validation"), 256)
+    pixels, decoded, psnr = _reconstruct(vae, record_set, held_out, params.resolution)
+    _write_sheet(pixels[:SHEET], decoded[:SHEET], folder / "reconstructions.png")
+    write_json(folder / "metrics.json", {"psnr_db": psnr, "pictures": len(held_out)})
+    weights = digest_folder(folder / "vae")
+    AutoencoderManifest(
+        digest=digest_json({"vae": weights, "resolution": params.resolution, "psnr_db": psnr}),
+        fingerprint=key,
+        inputs=digests,
+        resolution=params.resolution,
+        latent_channels=vae.config.latent_channels,
+        factor=factor,
+        trained=not params.pretrained,
+    ).write(folder)
+    log.info("VAE: %.1f dB PSNR on %d held-out pictures", psnr, len(held_out))
+
+
+def _validated(params: AutoencoderParams) -> "AutoencoderKL":
+    from latentflow.encoders import vae as vae_room
+
+    vae = vae_room.load(params.pretrained)
+    if params.resolution % vae_room.factor(vae):
+        raise LatentflowError(
+            f"autoencoder.resolution {params.resolution} is not a multiple of {vae_room.factor(vae)}, "
+            f"the factor of {params.pretrained}."
+        )
+    return vae
+
+
+def _trained(params: AutoencoderParams, record_set: "RecordSet", folder: Path) -> "AutoencoderKL":
+    import torch
+
+    from latentflow.data.encoded import full_batches
+    from latentflow.encoders import vae as vae_room
+    from latentflow.training import autoencoder
+
+    records = record_set.split("train")
+    if params.batch_size > len(records):
+        raise LatentflowError(
+            f"autoencoder.batch_size {params.batch_size} is larger than the {len(records)} training pictures; lower it."
+        )
+    pixels = record_set.pixels(records, params.resolution)
+    vae, curve = autoencoder.train(params, pixels)
+    _write_curve(curve, folder / "plots" / "loss.csv")
+    parts = [vae_room.encode(vae, pixels[rows])[:new] for rows, new in full_batches(len(pixels), params.batch_size)]
+    latents = torch.cat(parts).double()
+    mean, std = latents.mean(dim=(0, 2, 3)).float(), latents.std(dim=(0, 2, 3)).float()
+    vae_room.fold_statistics(vae, mean, std)
+    return vae
+
+
+def _reconstruct(
+    vae: "AutoencoderKL", record_set: "RecordSet", records: "list[Record]", resolution: int
+) -> "tuple[Tensor, Tensor, float]":
+    import torch
+
+    from latentflow.data.encoded import full_batches
+    from latentflow.encoders import vae as vae_room
+
+    pixels = record_set.pixels(records, resolution)
+    parts = [
+        vae_room.decode(vae, vae_room.encode(vae, pixels[rows]))[:new] for rows, new in full_batches(len(pixels), 32)
+    ]
+    decoded = torch.cat(parts)
+    error = ((decoded - pixels).double() / 2).square().flatten(1).mean(dim=1)
+    return pixels, decoded, float((-10 * error.log10()).mean())
+
+
+def _write_sheet(pixels: "Tensor", decoded: "Tensor", path: Path) -> None:
+    """Originals above their reconstructions, eight a row."""
+    from latentflow.pictures import grid, to_images
+
+    pairs = [image for pair in zip(to_images(pixels), to_images(decoded), strict=True) for image in pair]
+    grid(pairs, columns=8, scale=max(1, 64 // pixels.shape[-1])).save(path)
+
+
+def _write_curve(curve: "list[Curve]", path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("step", "reconstruction", "kl"))
+        writer.writerows((point.step, f"{point.reconstruction:.6g}", f"{point.kl:.6g}") for point in curve)
