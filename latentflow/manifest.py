@@ -102,6 +102,7 @@ class EncodedManifest(Manifest):
     max_tokens: int
     resolution: int
     sample_prompts: list[str]
+    origin: dict[str, str]
 
 
 class ModelManifest(Manifest):

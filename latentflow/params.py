@@ -127,6 +127,7 @@ class TrainParams(Section):
     sigma_mean: float = Field(description="logit-normal: mean of logit σ; above 0 is nearer to noise")
     sigma_std: Positive = Field(description="logit-normal: standard deviation of logit σ")
     precision: Precision = Field(description="autocast type over fp32 weights; `auto` is bf16 on a GPU, fp32 on a CPU")
+    sample_guidance: float = Field(ge=0, description="guidance scale of the sample grids")
     log_every: Count = Field(description="steps between logged losses")
     validate_every: Count = Field(description="steps between held-out losses")
     sample_every: Count = Field(description="steps between sample grids")

@@ -63,6 +63,13 @@ def load(name: str, max_tokens: int) -> TextEncoder:
     return TextEncoder(tokenizer, model.eval().requires_grad_(False), max_tokens)
 
 
+def load_saved(folder: Path, max_tokens: int) -> TextEncoder:
+    """Loads what ``TextEncoder.save`` wrote."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    model = AutoModel.from_pretrained(folder / "text_encoder", use_safetensors=True)
+    return TextEncoder(tokenizer, model.eval().requires_grad_(False), max_tokens)
+
+
 def _minilm() -> str:
     """The folder of all-MiniLM-L6-v2 inside its package, its weights checked against the pinned digest."""
     try:

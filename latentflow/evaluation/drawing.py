@@ -44,7 +44,8 @@ class Settings:
         path = pipeline / GENERATION
         if not path.is_file() or not (pipeline / "model_index.json").is_file():
             raise LatentflowError(
-                f"{pipeline} is not what `latentflow train` writes (model_index.json or {GENERATION} is missing): run train again."
+                f"{pipeline} is not what `latentflow train` writes (model_index.json or {GENERATION} is missing): "
+                "run train again."
             )
         saved = json.loads(path.read_text(encoding="utf-8"))
         if missing := {"height", "width", "call"} - saved.keys():

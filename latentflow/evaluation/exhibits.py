@@ -22,7 +22,7 @@ def sections(findings: Findings, records: RecordSet) -> list[Section]:
     beside = "left: drawn, right: real; spread over the split, not picked"
     return [
         Section("Free prompts", "drawn for captions that may be in no picture", free),
-        Section("Held-out captions", f"of the test split, which training never reads; {beside}", _pairs(findings.test, records)),
+        Section("Held-out captions", f"training never reads this split; {beside}", _pairs(findings.test, records)),
         Section("Training captions", beside, _pairs(findings.train, records)),
     ]
 
@@ -43,7 +43,7 @@ def failures(findings: Findings, records: RecordSet, count: int = 12) -> Section
         )
         remark = f"rank {int(worst[row]):,}; looks like “{nearest.caption}”"
         entries.append(Entry(asked.records[row].caption, pictures, remark))
-    return Section("Worst failures", "training captions, one seed each; drawn, nearest real picture, right picture", entries)
+    return Section("Worst failures", "training captions; drawn, nearest real picture, right picture", entries)
 
 
 def _pairs(asked: Asked, records: RecordSet) -> list[Entry]:

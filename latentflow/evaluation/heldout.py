@@ -42,6 +42,7 @@ class HeldoutLoss:
     by_sigma: list[SigmaLoss]
     mean: float
     half_width: float
+    samples: int
 
 
 def heldout_loss(
@@ -62,7 +63,7 @@ def heldout_loss(
     """
     count = len(x0)
     if count == 0:
-        raise LatentflowError("the held-out split holds no samples: raise ingest.validation_fraction and test_fraction.")
+        raise LatentflowError("the held-out split holds no samples: raise ingest.validation_fraction or test_fraction.")
     # σ outermost: one batch's samples are neighbours, and predictions of equal σ are computed together.
     pairs = [(i, j) for j in range(len(sigmas)) for i in range(count)]
     losses: list[Tensor] = []
@@ -79,7 +80,7 @@ def heldout_loss(
     table = torch.cat(losses).reshape(len(sigmas), count)
     by_sigma = [SigmaLoss(float(s), row.mean().item(), _half_width(row)) for s, row in zip(sigmas, table, strict=True)]
     per_sample = table.mean(0)
-    return HeldoutLoss(by_sigma, per_sample.mean().item(), _half_width(per_sample))
+    return HeldoutLoss(by_sigma, per_sample.mean().item(), _half_width(per_sample), count)
 
 
 def _noise(shape: torch.Size, seed: int, sample: int, level: int) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from latentflow.data.records import Record, RecordSet
+from latentflow.evaluation import retrieval as lookup
 from latentflow.evaluation.drawing import Artist, Request
 from latentflow.evaluation.heldout import HeldoutLoss
 from latentflow.evaluation.metrics import frechet_distance, kernel_distance, pixels8
-from latentflow.evaluation.retrieval import Retrieval, chance, choose_captions, features, picture_chunks, retrieve, right_ones
+from latentflow.evaluation.retrieval import Retrieval
 from latentflow.files import digest_json
 from latentflow.params import EvaluateParams
 
@@ -113,8 +114,8 @@ class Plan:
     @classmethod
     def make(cls, records: Sequence[Record], params: EvaluateParams) -> "Plan":
         """Training captions spread over the split, as many held-out ones as there are, the free prompts."""
-        train = choose_captions(records, "train", params.captions)
-        test = choose_captions(records, "test", params.captions)
+        train = lookup.choose_captions(records, "train", params.captions)
+        test = lookup.choose_captions(records, "test", params.captions)
         seeds = [params.seed + k for k in range(params.seeds)]
         return cls(train, test, seeds, list(params.gallery_prompts))
 
@@ -128,7 +129,7 @@ class Plan:
         return digest_json([[request.prompt, request.seed] for request in self.requests])
 
 
-def judge(artist: Artist, plan: Plan, records: RecordSet, heldout: HeldoutLoss, heldout_samples: int, batch_size: int) -> Findings:
+def judge(artist: Artist, plan: Plan, records: RecordSet, heldout: HeldoutLoss, batch_size: int) -> Findings:
     """Draws the plan's pictures and compares them with the real ones."""
     settings = artist.settings
     drawn = artist.draw(plan.requests, batch_size, "evaluate: drawing")
@@ -148,7 +149,7 @@ def judge(artist: Artist, plan: Plan, records: RecordSet, heldout: HeldoutLoss, 
         train_captions=len(plan.train),
         test_captions=len(plan.test),
         real_pictures=len(records.table),
-        heldout_samples=heldout_samples,
+        heldout_samples=heldout.samples,
         distance_drawn=first,
         distance_real=len(reference),
         reference_digest=records.manifest.digest,
@@ -174,14 +175,14 @@ def judge(artist: Artist, plan: Plan, records: RecordSet, heldout: HeldoutLoss, 
 
 def _reference(records: RecordSet, resolution: int) -> tuple[Tensor, Tensor]:
     """Retrieval features and ``pixels8`` of every real picture, in the table's order."""
-    chunks = [(features(pictures), pixels8(pictures)) for pictures in picture_chunks(records, resolution)]
+    chunks = [(lookup.features(pictures), pixels8(pictures)) for pictures in lookup.picture_chunks(records, resolution)]
     return torch.cat([chunk[0] for chunk in chunks]), torch.cat([chunk[1] for chunk in chunks])
 
 
 def _compare(split: str, asked: list[Record], pictures: Tensor, seeds: int, table: list[Record], real: Tensor) -> Asked:
-    right = right_ones(asked, table)
-    retrieval = retrieve(features(pictures).unflatten(0, (len(asked), seeds)), real, right)
-    return Asked(split, asked, pictures.unflatten(0, (len(asked), seeds)), retrieval, chance(right, 5))
+    right = lookup.right_ones(asked, table)
+    retrieval = lookup.retrieve(lookup.features(pictures).unflatten(0, (len(asked), seeds)), real, right)
+    return Asked(split, asked, pictures.unflatten(0, (len(asked), seeds)), retrieval, lookup.chance(right, 5))
 
 
 def _warnings(protocol: Protocol) -> list[str]:
@@ -189,9 +190,9 @@ def _warnings(protocol: Protocol) -> list[str]:
     smaller = min(protocol.distance_drawn, protocol.distance_real)
     if smaller < ENOUGH:
         found.append(
-            f"The distances rest on {protocol.distance_drawn:,} drawn and {protocol.distance_real:,} real pictures. With fewer than "
-            f"{ENOUGH:,} the Fréchet distance is biased upwards: compare it only between evaluations of equal size, "
-            "and trust the kernel distance more."
+            f"The distances rest on {protocol.distance_drawn:,} drawn and {protocol.distance_real:,} real pictures. "
+            f"With fewer than {ENOUGH:,} the Fréchet distance is biased upwards: compare it only between evaluations "
+            "of equal size, and trust the kernel distance more."
         )
     if protocol.test_captions < 30:
         found.append(f"Only {protocol.test_captions} held-out captions were asked: their interval is wide.")

@@ -30,7 +30,8 @@ def frechet_distance(real: Tensor, drawn: Tensor) -> float:
     It is biased upwards for small sets: compare only at equal sizes, and below some thousands read the kernel
     distance instead.
     """
-    return frechet_of_moments(real.double().mean(0), torch.cov(real.double().T), drawn.double().mean(0), torch.cov(drawn.double().T))
+    real, drawn = real.double(), drawn.double()
+    return frechet_of_moments(real.mean(0), torch.cov(real.T), drawn.mean(0), torch.cov(drawn.T))
 
 
 def frechet_of_moments(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
@@ -39,12 +40,12 @@ def frechet_of_moments(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor)
     tr (Σ1Σ2)^½ = tr (Σ1^½ Σ2 Σ1^½)^½, whose argument is symmetric and has real eigenvalues >= 0: no general
     matrix root, which has given wrong distances for nearly singular covariances.
     """
-    mean1, cov1, mean2, cov2 = (moment.double() for moment in (mean1, torch.atleast_2d(cov1), mean2, torch.atleast_2d(cov2)))
+    cov1, cov2 = torch.atleast_2d(cov1.double()), torch.atleast_2d(cov2.double())
     values, vectors = torch.linalg.eigh(cov1)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ cov2 @ root).clamp(min=0).sqrt().sum()
-    distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * cross
-    return distance.item()
+    apart = (mean1.double() - mean2.double()).square().sum()
+    return float(apart + cov1.trace() + cov2.trace() - 2 * cross)
 
 
 def kernel_distance(real: Tensor, drawn: Tensor) -> float:

@@ -111,8 +111,8 @@ def render(findings: Findings, sections: Sequence[Section], failures: Section, s
     """The whole report as HTML text."""
     protocol = findings.protocol
     subtitle = (
-        f"model {source.model_digest[:12]} · {protocol.pipeline_class} · {protocol.resolution}×{protocol.resolution} px · "
-        f"{protocol.steps} steps, guidance {protocol.guidance:g}, seeds {', '.join(map(str, protocol.seeds))}"
+        f"model {source.model_digest[:12]} · {protocol.pipeline_class} · {protocol.resolution}×{protocol.resolution} px"
+        f" · {protocol.steps} steps, guidance {protocol.guidance:g}, seeds {', '.join(map(str, protocol.seeds))}"
     )
     loss_note = (
         f"{protocol.heldout_samples:,} samples of the test split with fixed noise; mean squared error of the "
@@ -141,21 +141,24 @@ def _cards(findings: Findings) -> list[str]:
     return [
         _card("Top-5, training captions", f"{100 * train.mean:.1f} %", _interval(train)),
         _card("Top-5, held-out captions", f"{100 * test.mean:.1f} %", _interval(test)),
-        _card("Held-out loss", f"{heldout.mean:.3f}", f"± {heldout.half_width:.3f}, {protocol.heldout_samples:,} samples"),
+        _card("Held-out loss", f"{heldout.mean:.3f}", f"± {heldout.half_width:.3f}, {heldout.samples:,} samples"),
         _card("Seconds per picture", f"{findings.seconds:.2g}", f"{protocol.steps} steps on {protocol.device}"),
     ]
 
 
 def _card(name: str, value: str, more: str) -> str:
-    return f'<div class="card"><div class="name">{name}</div><div class="value">{value}</div><div class="more">{more}</div></div>'
+    lines = (("name", name), ("value", value), ("more", more))
+    inside = "".join(f'<div class="{kind}">{text}</div>' for kind, text in lines)
+    return f'<div class="card">{inside}</div>'
 
 
 def _interval(share: Share) -> str:
-    return f"{100 * share.low:.1f} to {100 * share.high:.1f} %, {share.captions:,} captions, {share.pictures:,} pictures"
+    bounds = f"{100 * share.low:.1f} to {100 * share.high:.1f} %"
+    return f"{bounds}, {share.captions:,} captions, {share.pictures:,} pictures"
 
 
 def _numbers(findings: Findings) -> str:
-    protocol, rows = findings.protocol, []
+    protocol, heldout, rows = findings.protocol, findings.heldout, []
     for asked, name in ((findings.train, "training captions"), (findings.test, "held-out captions")):
         for k in (1, 5):
             share = asked.retrieval.top(k)
@@ -167,7 +170,7 @@ def _numbers(findings: Findings) -> str:
     rows += [
         ("Fréchet distance (pixels8)", f"{findings.frechet:.4g}", f"{sizes}; not an FID"),
         ("Kernel distance (pixels8)", f"{findings.kernel:.3g}", f"unbiased, mean over the seeds; {sizes}; not a KID"),
-        ("Held-out loss", f"{findings.heldout.mean:.4f}", f"± {findings.heldout.half_width:.4f} over {protocol.heldout_samples:,} samples"),
+        ("Held-out loss", f"{heldout.mean:.4f}", f"± {heldout.half_width:.4f} over {heldout.samples:,} samples"),
         ("Seconds per picture", f"{findings.seconds:.3g}", f"median batch on {protocol.device}"),
     ]
     return _table([(name, value, escape(note)) for name, value, note in rows], ("", "value", "95 % interval, sizes"))
@@ -179,7 +182,7 @@ def _protocol(findings: Findings) -> str:
         [
             ("Sampler", f"{protocol.steps} steps, guidance {protocol.guidance:g}, the saved scheduler"),
             ("Seeds", escape(f"{', '.join(map(str, protocol.seeds))}; every caption is drawn with each")),
-            ("Captions", f"{protocol.train_captions:,} of the training split, {protocol.test_captions:,} of the test split"),
+            ("Captions", f"{protocol.train_captions:,} of the training, {protocol.test_captions:,} of the test split"),
             ("Retrieval", escape(protocol.retrieval)),
             ("Features", escape(protocol.features)),
             ("Intervals", escape(protocol.intervals)),
@@ -202,11 +205,11 @@ def _table(rows: Sequence[tuple[str, ...]], head: tuple[str, ...] = ()) -> str:
 def _pictures(section: Section) -> str:
     if not section.entries:
         return ""
-    column = len(section.entries[0].pictures) * 102
+    columns = f"grid-template-columns: repeat(auto-fill, minmax({len(section.entries[0].pictures) * 102}px, 1fr))"
     figures = "\n".join(_figure(entry) for entry in section.entries)
     return (
         f'<h2>{escape(section.title)}</h2>\n<p class="faint">{escape(section.note)}</p>\n'
-        f'<div class="pictures" style="grid-template-columns: repeat(auto-fill, minmax({column}px, 1fr))">\n{figures}\n</div>'
+        f'<div class="pictures" style="{columns}">\n{figures}\n</div>'
     )
 
 
@@ -253,12 +256,14 @@ def chart(loss: HeldoutLoss) -> str:
         parts.append(f'<text x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
     for sigma in (0, 0.2, 0.4, 0.6, 0.8, 1):
         parts.append(f'<text x="{x(sigma):.1f}" y="{height - bottom + 18}" text-anchor="middle">{sigma:g}</text>')
-    parts.append(f'<text x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">σ (0 data, 1 noise)</text>')
+    middle = (left + width - right) / 2
+    parts.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">σ (0 data, 1 noise)</text>')
     parts.append(f'<polygon class="band" points="{path(upper + lower)}"/>')
     parts.append(f'<polyline class="line" points="{path([(row.sigma, row.mean) for row in loss.by_sigma])}"/>')
     for row in loss.by_sigma:
         hint = f"σ {row.sigma:g}: {row.mean:.4f} ± {row.half_width:.4f}"
-        parts.append(f'<circle class="dot" cx="{x(row.sigma):.1f}" cy="{y(row.mean):.1f}" r="3.5"><title>{hint}</title></circle>')
+        place = f'cx="{x(row.sigma):.1f}" cy="{y(row.mean):.1f}"'
+        parts.append(f'<circle class="dot" {place} r="3.5"><title>{hint}</title></circle>')
     return "\n".join([*parts, "</svg>"])
 
 

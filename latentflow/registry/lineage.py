@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -48,18 +49,18 @@ def flat_params(sections: BaseModel) -> dict[str, str]:
     return flat
 
 
-def with_params(lineage: dict[str, str], params: dict[str, str]) -> dict[str, str]:
+def with_params(lineage: Mapping[str, str], params: Mapping[str, str]) -> dict[str, str]:
     """A lineage that also holds the run's parameters, for the model's manifest."""
-    return lineage | {f"{PARAMS}{name}": value for name, value in params.items()}
+    return dict(lineage) | {f"{PARAMS}{name}": value for name, value in params.items()}
 
 
-def split_params(lineage: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def split_params(lineage: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """The inverse of with_params: (lineage, parameters)."""
     params = {key.removeprefix(PARAMS): value for key, value in lineage.items() if key.startswith(PARAMS)}
     return {key: value for key, value in lineage.items() if not key.startswith(PARAMS)}, params
 
 
-def tags(lineage: dict[str, str]) -> dict[str, str]:
+def tags(lineage: Mapping[str, str]) -> dict[str, str]:
     """A lineage as MLflow tags, `latentflow.<key>`; its parameters are left out."""
     return {f"latentflow.{key}": value for key, value in split_params(lineage)[0].items()}
 

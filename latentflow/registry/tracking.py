@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ORIGINAL = "latentflow.original_run_id"
+RESUMED = "latentflow.resumed_at_step"
 EVALUATION = "latentflow.evaluation"
 PARENT = "mlflow.parentRunId"
 
@@ -147,11 +148,12 @@ def training_run(
     It is the first of these that the store knows: ``run_id`` (from the checkpoint), MLFLOW_RUN_ID, a new run.
     A given id that the store does not know (another server, a clone) is replaced by a run rebuilt from
     ``params`` and ``lineage`` that carries the old id in the tag latentflow.original_run_id. Without a store
-    the run logs nothing and its id is ``run_id`` or "".
+    the run logs nothing and its id is ``run_id`` or "". ``checkpoint_step`` is kept as a tag.
     """
-    run = _open(lambda client: _training(client, params, lineage, run_id or ""), untracked_id=run_id or "")
-    if checkpoint_step:
-        log.info("MLflow run %s goes on from step %d", run.id or "(none)", checkpoint_step)
+    marks = {**tags(lineage), **_standard_tags(lineage)}
+    if checkpoint_step is not None:
+        marks[RESUMED] = str(checkpoint_step)
+    run = _open(lambda client: _training(client, params, marks, run_id or ""), untracked_id=run_id or "")
     with _ending(run):
         yield run
 
@@ -171,7 +173,10 @@ def evaluation_run(
 
     def child(client: "MlflowClient") -> Run:
         parent = model_run(client, model, model_metrics or {})
-        return _evaluation(client, parent, evaluation_fingerprint, params or {})
+        run = _evaluation(client, parent, evaluation_fingerprint, params or {})
+        if run.resumed:
+            client.update_run(run.id, status="RUNNING")
+        return run
 
     run = _open(child, untracked_id="")
     with _ending(run):
@@ -188,7 +193,9 @@ def model_run(client: "MlflowClient", model: ModelManifest, metrics: Mapping[str
         lineage, params = split_params(model.lineage)
         run_id = _create(client, {**tags(lineage), **_standard_tags(lineage), ORIGINAL: original}, f"rebuilt {original[:8]}")
         _log_params(client, run_id, params)
-        _log_final(client, run_id, metrics)
+        run = Run(client, run_id)
+        run.log_metrics(metrics)
+        run.end("FINISHED")
         return run_id
 
 
@@ -198,8 +205,8 @@ def record_evaluation(
     """(model's run, evaluation's run) in this store, rebuilt from the manifests where it has not seen them."""
     parent = model_run(client, model, model_metrics)
     run = _evaluation(client, parent, evaluation.fingerprint, {})
-    if not run.resumed:
-        _log_final(client, run.id, evaluation.metrics)
+    run.log_metrics(evaluation.metrics)
+    run.end("FINISHED")
     return parent, run.id
 
 
@@ -213,21 +220,15 @@ def _open(make: Callable[["MlflowClient"], Run], untracked_id: str) -> Run:
         return Run(None, untracked_id)
 
 
-def _training(client: "MlflowClient", params: Mapping[str, str], lineage: Mapping[str, str], given: str) -> Run:
-    injected = os.environ.get("MLFLOW_RUN_ID", "")
-    known = {**tags(dict(lineage)), **_standard_tags(lineage)}
-    wanted = [run_id for run_id in (given, injected) if run_id]
-    for run_id in wanted:
-        if found := _find_training(client, run_id):
-            break
-    else:
-        found = ""
-    if wanted and found != wanted[0] and not _has_original(client, found):
-        known[ORIGINAL] = wanted[0]
-    run = Run(client, found or _create(client, known), resumed=bool(found))
+def _training(client: "MlflowClient", params: Mapping[str, str], marks: dict[str, str], given: str) -> Run:
+    wanted = [run_id for run_id in (given, os.environ.get("MLFLOW_RUN_ID")) if run_id]
+    found = next((found for run_id in wanted if (found := _find_training(client, run_id))), "")
+    if wanted and found != wanted[0]:
+        marks = {**marks, ORIGINAL: wanted[0]}
+    run = Run(client, found or _create(client, marks), resumed=bool(found))
     if found:
         client.update_run(found, status="RUNNING")
-        for key, value in known.items():
+        for key, value in marks.items():
             client.set_tag(found, key, value)
     _log_params(client, run.id, params)
     return run
@@ -260,10 +261,6 @@ def _find_training(client: "MlflowClient", run_id: str) -> str:
     return str(rebuilt[0].info.run_id) if rebuilt else ""
 
 
-def _has_original(client: "MlflowClient", run_id: str) -> bool:
-    return bool(run_id) and ORIGINAL in client.get_run(run_id).data.tags
-
-
 def _create(client: "MlflowClient", run_tags: dict[str, str], name: str | None = None) -> str:
     return str(client.create_run(store.experiment_id(client), tags=run_tags, run_name=name).info.run_id)
 
@@ -279,13 +276,6 @@ def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, str]) 
     new = [Param(name, value) for name, value in wanted.items() if name not in present]
     for start in range(0, len(new), _BATCH_PARAMS):
         client.log_batch(run_id, params=new[start : start + _BATCH_PARAMS])
-
-
-def _log_final(client: "MlflowClient", run_id: str, metrics: Mapping[str, float]) -> None:
-    """Ends a run that is told only of its final figures."""
-    run = Run(client, run_id)
-    run.log_metrics(metrics)
-    run.end("FINISHED")
 
 
 def _standard_tags(lineage: Mapping[str, str]) -> dict[str, str]:

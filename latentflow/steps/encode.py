@@ -84,7 +84,19 @@ def _make(
             max_tokens=params.max_tokens,
             resolution=resolution,
             sample_prompts=params.sample_prompts,
+            origin=_origin(record_set.manifest),
         ).write(folder)
+
+
+def _origin(records: RecordsManifest) -> dict[str, str]:
+    """Where the data came from; it travels with everything that is made of it."""
+    return {
+        "source": records.source,
+        "revision": records.revision,
+        "digest": records.digest,
+        "license": records.license,
+        "credit": records.credit,
+    }
 
 
 def _shards(

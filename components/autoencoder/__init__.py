@@ -1,0 +1,3 @@
+from components.autoencoder.component import autoencoder
+
+__all__ = ["autoencoder"]

@@ -1,0 +1,3 @@
+from components.encode.component import encode
+
+__all__ = ["encode"]

@@ -1,0 +1,49 @@
+"""The evaluate step as a Kubeflow component."""
+
+from typing import Any
+
+from kfp import dsl
+
+
+@dsl.component(base_image="latentflow-cpu:0.1.0", install_kfp_package=False)  # type: ignore[untyped-decorator]
+def evaluate(
+    params: dict[str, Any],
+    model: dsl.Input[dsl.Model],
+    encoded: dsl.Input[dsl.Dataset],
+    records: dsl.Input[dsl.Dataset],
+    evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
+    force_rerun: str = "",
+) -> None:
+    """Draws pictures through the pipeline that train wrote and measures them against the real ones.
+
+    Args:
+        params: The ``evaluate`` section, as prerequisites emits it.
+        model: The model that train wrote.
+        encoded: The encoded set, for the held-out loss.
+        records: The record set, for the real pictures.
+        force_rerun: Any text; another text than last time does the work again.
+
+    Returns:
+        evaluation: ``metrics.json``, ``gallery.png``, ``report.html``, ``manifest.json``.
+        metrics: Retrieval, distances, held-out loss and seconds per picture.
+        report: Gallery and curves in one page that needs nothing else.
+    """
+    import json
+    import shutil
+    from pathlib import Path
+
+    from latentflow.params import EvaluateInputs, parse
+    from latentflow.steps import evaluate as step
+
+    inputs = parse(EvaluateInputs, params, "evaluate")
+    out = Path(evaluation.path)
+    manifest = step.run(inputs, Path(model.path), Path(encoded.path), Path(records.path), out, force_rerun=force_rerun)
+
+    evaluation.metadata.update(
+        digest=manifest.digest, fingerprint=manifest.fingerprint, mlflow_run_id=manifest.mlflow_run_id
+    )
+    for name, value in json.loads((out / "metrics.json").read_text()).items():
+        metrics.log_metric(name, value)
+    shutil.copyfile(out / "report.html", report.path)

@@ -1,0 +1,3 @@
+from components.prerequisites.component import prerequisites
+
+__all__ = ["prerequisites"]

@@ -1,0 +1,221 @@
+"""The command line: parsing and printing; each step's work is in latentflow.steps."""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from latentflow import params as parameters
+from latentflow.errors import LatentflowError, ParamsError
+
+app = typer.Typer(
+    name="latentflow",
+    help="Train text-conditional latent diffusion models by flow matching: ingest, autoencoder, encode, train, "
+    "evaluate, register; then generate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override one parameter; repeatable.")
+]
+Token = Annotated[str, typer.Option(help="Any new text makes the step work again although nothing changed.")]
+Records = Annotated[Path, typer.Option(help="Folder that ingest wrote.")]
+Autoencoder = Annotated[Path, typer.Option(help="Folder that autoencoder wrote.")]
+Encoded = Annotated[Path, typer.Option(help="Folder that encode wrote.")]
+Model = Annotated[Path, typer.Option(help="Folder that train wrote.")]
+Evaluation = Annotated[Path, typer.Option(help="Folder that evaluate wrote.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; replaced when the step succeeds.")]
+
+PARAMS = Path("params.yaml")
+RECORDS, AUTOENCODER, ENCODED = Path("data/records"), Path("data/autoencoder"), Path("data/encoded")
+MODEL, EVALUATION, REGISTRATION = Path("data/model"), Path("data/evaluation"), Path("data/registration")
+
+
+def _inputs(step: str, file: Path, overrides: list[str] | None) -> Any:
+    """The step's own validated sections; a fault in any section ends the command before heavy imports."""
+    return parameters.for_step(parameters.load(file, overrides), step)
+
+
+@app.command()
+def ingest(
+    params: ParamsFile = PARAMS, overrides: Overrides = None, out: Out = RECORDS, force_rerun: Token = ""
+) -> None:
+    """Read pictures with captions, refuse what cannot be used, split the rest."""
+    inputs = _inputs("ingest", params, overrides)
+    from latentflow.steps import ingest as step
+
+    manifest = step.run(inputs, out, force_rerun)
+    _done(f"{sum(manifest.counts.values())} records in {out} ({manifest.quarantined} refused)", "latentflow autoencoder")
+
+
+@app.command()
+def autoencoder(
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
+    records: Records = RECORDS,
+    out: Out = AUTOENCODER,
+    force_rerun: Token = "",
+) -> None:
+    """Train a VAE on the records, or check the pretrained one that the parameters name."""
+    inputs = _inputs("autoencoder", params, overrides)
+    from latentflow.steps import autoencoder as step
+
+    step.run(inputs, records, out, force_rerun)
+    _done(f"VAE in {out}, reconstructions in {out / 'reconstructions.png'}", "latentflow encode")
+
+
+@app.command()
+def encode(
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
+    records: Records = RECORDS,
+    autoencoder: Autoencoder = AUTOENCODER,
+    out: Out = ENCODED,
+    force_rerun: Token = "",
+) -> None:
+    """Turn records into latents and text embeddings, once."""
+    inputs = _inputs("encode", params, overrides)
+    from latentflow.steps import encode as step
+
+    manifest = step.run(inputs, records, autoencoder, out, force_rerun)
+    _done(f"{sum(manifest.counts.values())} records in {len(manifest.shards)} shards in {out}", "latentflow train")
+
+
+@app.command()
+def train(
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
+    encoded: Encoded = ENCODED,
+    autoencoder: Autoencoder = AUTOENCODER,
+    out: Out = MODEL,
+    force_rerun: Token = "",
+) -> None:
+    """Train the denoiser by flow matching; a killed run goes on from its last checkpoint."""
+    inputs = _inputs("train", params, overrides)
+    from latentflow.steps import train as step
+
+    step.run(inputs, encoded, autoencoder, out, force_rerun)
+    _done(f"diffusers pipeline in {out / 'pipeline'}, sample grids in {out / 'samples'}", "latentflow evaluate")
+
+
+@app.command()
+def evaluate(
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
+    model: Model = MODEL,
+    encoded: Encoded = ENCODED,
+    records: Records = RECORDS,
+    out: Out = EVALUATION,
+    force_rerun: Token = "",
+) -> None:
+    """Draw with the trained pipeline and judge it against the real pictures."""
+    inputs = _inputs("evaluate", params, overrides)
+    from latentflow.steps import evaluate as step
+
+    step.run(inputs, model, encoded, records, out, force_rerun)
+    _done(f"gallery in {out / 'gallery.png'}, report in {out / 'report.html'}", "latentflow register")
+
+
+@app.command()
+def register(
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
+    model: Model = MODEL,
+    evaluation: Evaluation = EVALUATION,
+    out: Out = REGISTRATION,
+    force_rerun: Token = "",
+) -> None:
+    """Register the model with its evaluation in MLflow; the same pair gives the same version."""
+    inputs = _inputs("register", params, overrides)
+    from latentflow.steps import register as step
+
+    manifest = step.run(inputs, model, evaluation, out, force_rerun)
+    uri = f"models:/{manifest.name}@{manifest.alias}"
+    _done(
+        f"{manifest.name} version {manifest.version} is @{manifest.alias}; gallery in {evaluation / 'gallery.png'}, "
+        f"metrics in {evaluation / 'metrics.json'}",
+        f'latentflow generate --model {uri} --prompt "red heart" --out heart.png',
+    )
+
+
+@app.command()
+def generate(
+    prompt: Annotated[list[str], typer.Option(help="What to draw; repeatable.")],
+    model: Annotated[
+        str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a pipeline folder.")
+    ] = "models:/latentflow-emoji@champion",
+    out: Annotated[Path, typer.Option(help="PNG to write; several prompts become a grid.")] = Path("picture.png"),
+    seed: Annotated[int, typer.Option(help="The same seed gives the same picture.", min=0)] = 0,
+    steps: Annotated[int | None, typer.Option(help="Sampler steps; the model's own if left out.", min=1)] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; the model's own if left out.", min=0)] = None,
+) -> None:
+    """Draw pictures with a registered model."""
+    from latentflow.files import atomic_file
+    from latentflow.pictures import grid
+    from latentflow.registry import pulling
+
+    images = pulling.draw(pulling.pull(model), prompt, seed=seed, steps=steps, guidance=guidance)
+    picture = images[0] if len(images) == 1 else grid(images, columns=min(4, len(images)))
+    with atomic_file(out) as temporary:
+        picture.save(temporary, format="PNG")
+    typer.echo(f"{', '.join(prompt)} -> {out}")
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the diffusers pipeline to.")] = Path("model"),
+) -> None:
+    """Download a registered model as a plain diffusers folder."""
+    from latentflow.registry import pulling
+
+    folder = pulling.pull(model, out)
+    typer.echo(f"{model} is in {folder}: DiffusionPipeline.from_pretrained({str(folder)!r}) loads it.")
+
+
+@app.command("params")
+def describe() -> None:
+    """List every parameter with its type and description."""
+    for section, field in parameters.Params.model_fields.items():
+        _describe(field.alias or section, field.annotation)
+
+
+def _describe(prefix: str, model: Any) -> None:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, parameters.Section):
+            _describe(f"{prefix}.{name}", field.annotation)
+        else:
+            typer.echo(f"{prefix}.{name}: {field.description}")
+
+
+def _done(result: str, next_command: str) -> None:
+    typer.echo(f"{result}\nnext: {next_command}")
+
+
+def main() -> None:
+    """Entry point: runs a command and turns a user's error into one message and exit code 1 (2 for parameters)."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "alembic", "mlflow", "diffusers", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _exit_on(app)
+
+
+def _exit_on(command: Callable[[], Any]) -> None:
+    try:
+        command()
+    except ParamsError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except LatentflowError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""A trained model as MLflow keeps it: a pyfunc that carries its own code around a plain diffusers folder."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentflow.errors import LatentflowError
+from latentflow.files import write_json, write_text
+from latentflow.manifest import EvaluationManifest, ModelManifest
+from latentflow.registry.card import model_card
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+    from mlflow.tracking import MlflowClient
+
+# What pyfunc_model.py needs to run; transformers, accelerate and safetensors are diffusers' own needs.
+_REQUIRES = ("mlflow", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pandas", "pillow")
+
+
+@dataclass(frozen=True)
+class Package:
+    """What is to be packaged, read and checked before anything is written."""
+
+    name: str
+    model: ModelManifest
+    evaluation: EvaluationManifest
+    pipeline: Path
+    generation: dict[str, Any]
+
+
+def prepare(name: str, model_folder: Path, evaluation_folder: Path) -> Package:
+    """Reads a model and its evaluation; LatentflowError when they do not belong together or lack something."""
+    model, evaluation = ModelManifest.read(model_folder), EvaluationManifest.read(evaluation_folder)
+    if (judged := evaluation.inputs.get("model", model.digest)) != model.digest:
+        raise LatentflowError(
+            f"{evaluation_folder} judges another model ({judged[:12]}) than the one in {model_folder} "
+            f"({model.digest[:12]}): run `latentflow evaluate` again."
+        )
+    pipeline = model_folder / "pipeline"
+    if not (pipeline / "model_index.json").is_file() or not (pipeline / "generation.json").is_file():
+        raise LatentflowError(
+            f"{pipeline} lacks model_index.json or generation.json: run `latentflow train`, or `dvc pull` the model."
+        )
+    generation = json.loads((pipeline / "generation.json").read_text(encoding="utf-8"))
+    return Package(name, model, evaluation, pipeline, generation | _sampler(evaluation_folder))
+
+
+def _sampler(evaluation: Path) -> dict[str, Any]:
+    """The steps and guidance that were judged are the ones that ship."""
+    try:
+        protocol = json.loads((evaluation / "protocol.json").read_text(encoding="utf-8"))
+        return {"steps": int(protocol["steps"]), "guidance": float(protocol["guidance"])}
+    except (OSError, KeyError, ValueError) as error:
+        raise LatentflowError(
+            f"{evaluation / 'protocol.json'} does not say with which steps and guidance pictures were drawn ({error!r}): "
+            "run `latentflow evaluate` again."
+        ) from error
+
+
+def signature(generation: dict[str, Any]) -> "ModelSignature":
+    """Column `prompt` in, column `image` out, and the parameters with this model's defaults."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    params = [
+        ParamSpec("seed", "long", 0),
+        ParamSpec("steps", "long", generation["steps"]),
+        ParamSpec("guidance", "double", generation["guidance"]),
+        ParamSpec("height", "long", generation["height"]),
+        ParamSpec("width", "long", generation["width"]),
+    ]
+    return ModelSignature(Schema([ColSpec("string", "prompt")]), Schema([ColSpec("string", "image")]), ParamSchema(params))
+
+
+def requirements() -> list[str]:
+    """The installed versions, without a local part: torch 2.13.0+cpu is asked for as torch==2.13.0."""
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in _REQUIRES]
+
+
+def log_model(client: "MlflowClient", package: Package, run_id: str) -> str:
+    """Uploads the package as a model of the run and returns its id; `models:/<id>` loads it.
+
+    Goes step by step through the client and not through mlflow.pyfunc.log_model, which works on MLflow's
+    global active run and would reopen the finished one.
+    """
+    import mlflow.pyfunc
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    from latentflow.registry.lineage import tags
+
+    run = client.get_run(run_id)
+    logged = client.create_logged_model(
+        run.info.experiment_id,
+        name=package.name,
+        source_run_id=run_id,
+        tags=tags(package.model.lineage),
+        params=run.data.params,
+        model_type="text-to-image",
+    )
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            mlflow.pyfunc.save_model(
+                path=str(folder),
+                mlflow_model=Model(run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id),
+                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                artifacts={"pipeline": str(package.pipeline)},
+                signature=signature(package.generation),
+                model_config={"device": "auto", "dtype": "float32"},
+                pip_requirements=requirements(),
+            )
+            pipeline = folder / "artifacts" / "pipeline"
+            write_json(pipeline / "generation.json", package.generation)
+            write_text(pipeline / "README.md", model_card(package.name, package.model, package.evaluation, package.generation))
+            client.log_model_artifacts(logged.model_id, str(folder))
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return str(logged.model_id)

@@ -1,0 +1,206 @@
+"""evaluate: draws through the saved pipeline, compares with the real pictures, and says so in numbers and pictures."""
+
+import csv
+import io
+import json
+import logging
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentflow.errors import LatentflowError
+from latentflow.files import atomic_folder, copy_tree_or_file, write_json, write_text
+from latentflow.manifest import FILE, EncodedManifest, EvaluationManifest, ModelManifest, RecordsManifest, fingerprint
+from latentflow.params import EvaluateInputs, EvaluateParams
+from latentflow.workspace import work_folder
+
+if TYPE_CHECKING:
+    from latentflow.data.records import RecordSet
+    from latentflow.evaluation.drawing import Settings
+    from latentflow.evaluation.heldout import HeldoutLoss
+    from latentflow.evaluation.judge import Findings, Plan
+
+VERSION = 1
+PIPELINE = "pipeline"
+METRICS, PROTOCOL, GALLERY, REPORT = "metrics.json", "protocol.json", "gallery.png", "report.html"
+PLOT, RANKS = "plots/heldout_loss_by_sigma.csv", "ranks.csv"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """The three input folders with what their manifests say."""
+
+    model_folder: Path
+    encoded_folder: Path
+    records_folder: Path
+    model: ModelManifest
+    encoded: EncodedManifest
+    records: RecordsManifest
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {"model": self.model.digest, "encoded": self.encoded.digest, "records": self.records.digest}
+
+    @property
+    def pipeline(self) -> Path:
+        return self.model_folder / PIPELINE
+
+
+def run(
+    inputs: EvaluateInputs, model: Path, encoded: Path, records: Path, out: Path, force_rerun: str = ""
+) -> EvaluationManifest:
+    """Judges a model; an evaluation that was made before with these parameters and inputs is not drawn again.
+
+    Raises LatentflowError before any drawing when inputs are missing or do not belong together. Without MLflow the
+    results are on disk all the same, with an empty run id.
+    """
+    sources = _open(model, encoded, records)
+    key = fingerprint("evaluate", VERSION, inputs, sources.digests, force_rerun)
+    with work_folder("evaluate", key) as work:
+        results = work / "results"
+        if (results / FILE).is_file():
+            log.info("this evaluation is in the work store; nothing is drawn again")
+        else:
+            _evaluate(inputs.evaluate, sources, key, results)
+        manifest = EvaluationManifest.read(results)
+        run_id = _record(inputs, sources, manifest, results)
+        manifest = manifest.model_copy(update={"mlflow_run_id": run_id})
+        with atomic_folder(out) as folder:
+            copy_tree_or_file(results, folder)
+            manifest.write(folder)
+    return manifest
+
+
+def _open(model: Path, encoded: Path, records: Path) -> _Sources:
+    """Reads the manifests and refuses folders that were not made from one another."""
+    manifests = ModelManifest.read(model), EncodedManifest.read(encoded), RecordsManifest.read(records)
+    sources = _Sources(model, encoded, records, *manifests)
+    if sources.encoded.inputs.get("records", sources.records.digest) != sources.records.digest:
+        raise LatentflowError(f"{encoded} was not made from {records}: run `latentflow encode` again.")
+    if sources.model.resolution != sources.encoded.resolution:
+        raise LatentflowError(
+            f"{model} draws {sources.model.resolution} px pictures, {encoded} holds {sources.encoded.resolution} px "
+            "ones: give the encoded set that the model was trained on."
+        )
+    return sources
+
+
+def _evaluate(params: EvaluateParams, sources: _Sources, key: str, results: Path) -> None:
+    from latentflow.data.records import RecordSet
+    from latentflow.evaluation.drawing import Artist, Settings
+    from latentflow.evaluation.judge import Plan, judge
+
+    settings = Settings.read(sources.pipeline, params.steps, params.guidance)
+    record_set = RecordSet.open(sources.records_folder)
+    plan = Plan.make(record_set.table, params)
+    _check(plan, params, sources.records_folder)
+    heldout = _heldout(sources, params)
+    findings = judge(Artist(sources.pipeline, settings), plan, record_set, heldout, params.batch_size)
+    if sources.model.inputs.get("encoded", sources.encoded.digest) != sources.encoded.digest:
+        doubt = "The model was trained on another encoded set: it may have seen the held-out captions."
+        log.warning("%s: %s", sources.model_folder, doubt)
+        findings = replace(findings, warnings=[*findings.warnings, doubt])
+    with atomic_folder(results) as folder:
+        _write(folder, findings, record_set, sources, settings)
+        EvaluationManifest(
+            digest=findings.digest,
+            fingerprint=key,
+            inputs=sources.digests,
+            mlflow_run_id="",
+            metrics=findings.metrics,
+        ).write(folder)
+
+
+def _check(plan: "Plan", params: EvaluateParams, records: Path) -> None:
+    if len(plan.train) < 2:
+        raise LatentflowError(
+            f"evaluation needs at least 2 distinct training captions, found {len(plan.train)} in {records} with "
+            f"evaluate.captions {params.captions}: raise it, or add records."
+        )
+    if not plan.test:
+        raise LatentflowError(f"{records} holds no test records: raise ingest.test_fraction and run ingest again.")
+    if len(plan.train) < params.captions:
+        log.warning("evaluate.captions is %d, but only %d can be asked", params.captions, len(plan.train))
+
+
+def _heldout(sources: _Sources, params: EvaluateParams) -> "HeldoutLoss":
+    """The held-out loss comes first: it is quick, and a model that diverged is not worth drawing with."""
+    import torch
+
+    from latentflow import denoisers
+    from latentflow.data.encoded import EncodedSet
+    from latentflow.diffusion import FLOW
+    from latentflow.evaluation.heldout import SIGMAS, heldout_loss
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    denoiser = denoisers.load(sources.pipeline, FLOW)
+    denoiser.model.to(device)
+    split = EncodedSet.open(sources.encoded_folder).split("test")
+    x0, text, mask = split.latents.float().to(device), split.text.float().to(device), split.text_mask.to(device)
+    loss = heldout_loss(denoiser.predict, x0, text, mask, FLOW, SIGMAS, params.seed, params.batch_size)
+    if not math.isfinite(loss.mean):
+        raise LatentflowError(
+            f"{sources.model_folder}: the held-out loss is {loss.mean}, so training diverged: train again with a lower "
+            "train.learning_rate."
+        )
+    return loss
+
+
+def _write(folder: Path, findings: "Findings", records: "RecordSet", sources: _Sources, settings: "Settings") -> None:
+    from latentflow.evaluation import exhibits, gallery, report
+
+    write_json(folder / METRICS, findings.metrics)
+    write_json(folder / PROTOCOL, asdict(findings.protocol))
+    write_text(folder / PLOT, _loss_csv(findings))
+    write_text(folder / RANKS, _ranks_csv(findings, records))
+    sections = exhibits.sections(findings, records)
+    top5 = [100 * asked.retrieval.top(5).mean for asked in (findings.train, findings.test)]
+    subtitle = (
+        f"{settings.steps} steps, guidance {settings.guidance:g}, seed {findings.protocol.seeds[0]}   ·   right one "
+        f"among the five nearest: {top5[0]:.0f} % of training captions, {top5[1]:.0f} % of held-out captions"
+    )
+    gallery.sheet("What the model draws", subtitle, sections).save(folder / GALLERY, optimize=True)
+    manifest = sources.records
+    credit = f"Real pictures: {manifest.source}, {manifest.license}. {manifest.credit} Written by latentflow."
+    source = report.Source("latentflow: evaluation", sources.model.digest, credit)
+    write_text(folder / REPORT, report.render(findings, sections, exhibits.failures(findings, records), source))
+
+
+def _loss_csv(findings: "Findings") -> str:
+    rows = [(r.sigma, r.mean, r.mean - r.half_width, r.mean + r.half_width) for r in findings.heldout.by_sigma]
+    return _csv([("sigma", "loss", "low", "high"), *rows])
+
+
+def _ranks_csv(findings: "Findings", records: "RecordSet") -> str:
+    """Every drawn picture that was looked up, so that two models can be compared caption by caption."""
+    rows: list[tuple[object, ...]] = [("split", "id", "caption", "seed", "rank", "nearest_id")]
+    for asked in (findings.train, findings.test):
+        ranks, nearest = asked.retrieval.rank.tolist(), asked.retrieval.nearest.tolist()
+        for record, row_ranks, row_nearest in zip(asked.records, ranks, nearest, strict=True):
+            for seed, rank, index in zip(findings.protocol.seeds, row_ranks, row_nearest, strict=True):
+                rows.append((asked.split, record.id, record.caption, seed, rank, records.table[index].id))
+    return _csv(rows)
+
+
+def _csv(rows: "list[tuple[object, ...]]") -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _record(inputs: EvaluateInputs, sources: _Sources, manifest: EvaluationManifest, results: Path) -> str:
+    """Logs to the evaluation's child run, found again by its fingerprint; returns its id, "" without MLflow."""
+    from latentflow.registry.lineage import flat_params
+    from latentflow.registry.tracking import evaluation_run
+
+    metrics_file = sources.model_folder / METRICS
+    trained = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file.is_file() else {}
+    with evaluation_run(sources.model, manifest.fingerprint, flat_params(inputs), trained) as run:
+        run.log_dataset("records", manifest.inputs["records"], sources.records.source, "evaluation")
+        run.log_metrics(manifest.metrics)
+        # Files of one name replace each other, so a run that was cut short here is completed.
+        for name in (GALLERY, REPORT, PROTOCOL, RANKS):
+            run.log_artifact(results / name)
+        return run.id

@@ -1,0 +1,118 @@
+"""Runs the pipeline on this machine, without a cluster: ``python -m pipelines.local [--overrides FILE] [--set a.b=c]``.
+
+Every task is a process of this Python environment that runs the component's compiled source, as a pod would.
+Outputs, work store and the default MLflow place lie under ``--root``.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentflow.errors import LatentflowError
+from latentflow.manifest import (
+    AutoencoderManifest,
+    EncodedManifest,
+    EvaluationManifest,
+    Manifest,
+    ModelManifest,
+    RecordsManifest,
+    RegistrationManifest,
+)
+from pipelines.configuration import PROJECT, parse_settings, read_overrides
+
+# Step, the artifact that holds its manifest, and the other files that it must leave.
+OUTPUTS: tuple[tuple[str, str, type[Manifest], tuple[str, ...]], ...] = (
+    ("ingest", "records", RecordsManifest, ("records/records.parquet", "summary")),
+    ("autoencoder", "autoencoder", AutoencoderManifest, ("autoencoder/vae/config.json", "autoencoder/metrics.json")),
+    ("encode", "encoded", EncodedManifest, ()),
+    ("train", "model", ModelManifest, ("model/pipeline/model_index.json", "model/metrics.json")),
+    ("evaluate", "evaluation", EvaluationManifest, ("evaluation/metrics.json", "report")),
+    ("register", "registration", RegistrationManifest, ("summary",)),
+)
+
+# Parameters that may name a folder; the tasks run in the root, so a relative one is made absolute.
+FOLDERS = ("ingest.source", "autoencoder.pretrained", "encode.text_encoder")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one step left behind."""
+
+    step: str
+    folder: Path
+    manifest: Manifest
+
+
+def run(overrides: Mapping[str, Any], root: Path, force_rerun: str = "") -> list[Result]:
+    """Runs the pipeline under ``root`` and returns every step's output; raises when one is missing."""
+    from kfp import local
+
+    from pipelines.training import NAME, training
+
+    values = {name: _absolute(value) if name in FOLDERS else value for name, value in overrides.items()}
+    outputs = root.absolute() / "outputs"
+    outputs.mkdir(parents=True, exist_ok=True)
+    before = set(outputs.iterdir())
+    home = Path.cwd()
+    # The tasks are to import this checkout, and to keep what they keep in the current folder under the root.
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *([path] if path else [])])
+    os.chdir(root)
+    try:
+        with warnings.catch_warnings():
+            # Running our image's component without the image is what this runner is for.
+            warnings.filterwarnings("ignore", message="You may be attemping", category=RuntimeWarning)
+            local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(outputs), raise_on_error=True)
+            training(overrides=values, force_rerun=force_rerun)
+    finally:
+        os.chdir(home)
+        if path is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = path
+    folder = next(new for new in sorted(set(outputs.iterdir()) - before) if new.name.startswith(NAME))
+    return collect(folder)
+
+
+def collect(folder: Path) -> list[Result]:
+    """The steps' outputs in a finished run's folder; raises LatentflowError naming what is missing."""
+    results = []
+    for step, artifact, manifest, files in OUTPUTS:
+        if missing := [name for name in files if not (folder / step / name).exists()]:
+            raise LatentflowError(f"{step} left no {', '.join(missing)} in {folder / step}: see its log above.")
+        results.append(Result(step, folder / step / artifact, manifest.read(folder / step / artifact)))
+    return results
+
+
+def _absolute(value: Any) -> Any:
+    return str(Path(value).absolute()) if isinstance(value, str) and value and Path(value).is_dir() else value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.local", description=__doc__)
+    parser.add_argument("--overrides", type=Path, help="YAML file of `section.field: value`, e.g. pipelines/tiny.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="one more override")
+    parser.add_argument("--root", type=Path, default=Path(".latentflow/kubeflow-local"), help="work folder")
+    parser.add_argument("--force-rerun", default="", metavar="TOKEN", help="any text; a new one does all work again")
+    options = parser.parse_args(arguments)
+    try:
+        overrides = read_overrides(options.overrides) if options.overrides else {}
+        results = run({**overrides, **parse_settings(options.set)}, options.root, options.force_rerun)
+    except (LatentflowError, RuntimeError) as error:
+        print(f"The local run failed: {error}", file=sys.stderr)
+        return 1
+    print()
+    for result in results:
+        print(f"{result.step:<12} {result.manifest.digest[:16]}  {result.folder}")
+    report = next(result.folder for result in results if result.step == "evaluate") / "report.html"
+    print(f"\nAll six steps left their outputs. Open {report}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
