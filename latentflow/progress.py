@@ -1,6 +1,6 @@
 """One look for every progress bar, and none where nobody looks at a terminal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ def track(items: Iterable[T], description: str, total: int | None = None, unit: 
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(description, total=total, rate="")

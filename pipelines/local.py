@@ -1,4 +1,4 @@
-"""Runs the pipeline on this machine, without a cluster: ``python -m pipelines.local [--overrides FILE] [--set a.b=c]``.
+"""Runs the pipeline on this machine, without a cluster: ``python -m pipelines.local [--full] [--set a.b=c]``.
 
 Every task is a process of this Python environment that runs the component's compiled source, as a pod would.
 Outputs, work store and the default MLflow place lie under ``--root``.
@@ -25,11 +25,13 @@ from latentflow.manifest import (
 )
 from pipelines.configuration import PROJECT, parse_settings, read_overrides
 
+TINY = PROJECT / "pipelines" / "tiny.yaml"
+
 # Step, the artifact that holds its manifest, and the other files that it must leave.
 OUTPUTS: tuple[tuple[str, str, type[Manifest], tuple[str, ...]], ...] = (
     ("ingest", "records", RecordsManifest, ("records/records.parquet", "summary")),
     ("autoencoder", "autoencoder", AutoencoderManifest, ("autoencoder/vae/config.json", "autoencoder/metrics.json")),
-    ("encode", "encoded", EncodedManifest, ()),
+    ("encode", "encoded", EncodedManifest, ("encoded/shards", "encoded/metrics.json")),
     ("train", "model", ModelManifest, ("model/pipeline/model_index.json", "model/metrics.json")),
     ("evaluate", "evaluation", EvaluationManifest, ("evaluation/metrics.json", "report")),
     ("register", "registration", RegistrationManifest, ("summary",)),
@@ -95,13 +97,15 @@ def _absolute(value: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines.local", description=__doc__)
-    parser.add_argument("--overrides", type=Path, help="YAML file of `section.field: value`, e.g. pipelines/tiny.yaml")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--overrides", type=Path, default=TINY, metavar="FILE", help="YAML of `section.field: value`")
+    size.add_argument("--full", action="store_true", help="params.yaml as it is, instead of pipelines/tiny.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="one more override")
     parser.add_argument("--root", type=Path, default=Path(".latentflow/kubeflow-local"), help="work folder")
     parser.add_argument("--force-rerun", default="", metavar="TOKEN", help="any text; a new one does all work again")
     options = parser.parse_args(arguments)
     try:
-        overrides = read_overrides(options.overrides) if options.overrides else {}
+        overrides = {} if options.full else read_overrides(options.overrides)
         results = run({**overrides, **parse_settings(options.set)}, options.root, options.force_rerun)
     except (LatentflowError, RuntimeError) as error:
         print(f"The local run failed: {error}", file=sys.stderr)

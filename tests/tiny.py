@@ -2,8 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-WORDS = "red green blue heart star face dog cat sun moon a of".split()
+if TYPE_CHECKING:
+    from transformers import BertTokenizer
+
+WORDS = ("red", "green", "blue", "heart", "star", "face", "dog", "cat", "sun", "moon", "a", "of")
 RESOLUTION = 16
 CALL = {"num_inference_steps": 3, "guidance_scale": 2.0, "height": RESOLUTION, "width": RESOLUTION}
 
@@ -65,12 +69,12 @@ def build_pipeline(folder: Path) -> Path:
     return folder
 
 
-def build_tokenizer(folder: Path):  # noqa: ANN201
+def build_tokenizer(folder: Path) -> "BertTokenizer":
     """A WordPiece tokenizer that knows WORDS and single letters; ``folder`` takes its vocabulary."""
     from transformers import BertTokenizer
 
     letters = [letter for char in "abcdefghijklmnopqrstuvwxyz" for letter in (char, f"##{char}")]
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters]) + "\n", encoding="utf-8")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
     return BertTokenizer.from_pretrained(str(folder), model_max_length=8)

@@ -24,16 +24,18 @@ def encode(
 
     Returns:
         encoded: Safetensors shards with latents and text embeddings, and their ``manifest.json``.
-        metrics: Encoded records per split.
+        metrics: Encoded records and captions that were cut.
     """
+    import json
     from pathlib import Path
 
     from latentflow.params import EncodeInputs, parse
     from latentflow.steps import encode as step
 
     inputs = parse(EncodeInputs, params, "encode")
-    manifest = step.run(inputs, Path(records.path), Path(autoencoder.path), Path(encoded.path), force_rerun=force_rerun)
+    out = Path(encoded.path)
+    manifest = step.run(inputs, Path(records.path), Path(autoencoder.path), out, force_rerun=force_rerun)
 
     encoded.metadata.update(digest=manifest.digest, fingerprint=manifest.fingerprint)
-    for split, count in manifest.counts.items():
-        metrics.log_metric(split, count)
+    for name, value in json.loads((out / "metrics.json").read_text()).items():
+        metrics.log_metric(name, value)

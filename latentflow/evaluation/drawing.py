@@ -1,9 +1,9 @@
 """Pictures from a saved diffusers folder, many at a time: what is judged is what ships."""
 
 import json
-import logging
 import statistics
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Artist:
 
         self.settings = settings
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        with _without_advice():
+        with _quiet_loading():
             self._pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True).to(self.device)
         self._pipeline.set_progress_bar_config(disable=True)
         self.pipeline_class = type(self._pipeline).__name__
@@ -109,12 +109,20 @@ class Artist:
 
 
 @contextmanager
-def _without_advice() -> Iterator[None]:
-    """Loading says which text encoder class diffusers expected; that is intended here and would alarm a user."""
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _quiet_loading() -> Iterator[None]:
+    """Loading prints bars for a blink of time and says which text encoder it expected, which is no fault here."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
-        logger.setLevel(level)
+        diffusers_logging.set_verbosity(level)
+        for library in (diffusers_logging, transformers_logging):
+            library.enable_progress_bar()

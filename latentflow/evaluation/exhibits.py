@@ -19,7 +19,7 @@ def picture(pixels: Tensor) -> Image.Image:
 def sections(findings: Findings, records: RecordSet) -> list[Section]:
     """Free prompts, held-out captions and training captions; the first ones of a fixed order, first seed."""
     free = [Entry(p, (picture(x),)) for p, x in zip(findings.free_prompts, findings.free_pictures, strict=True)]
-    beside = "left: drawn, right: real; spread over the split, not picked"
+    beside = f"left: drawn, right: real, which comes at this rank among all {len(records.table):,}; not picked by eye"
     return [
         Section("Free prompts", "drawn for captions that may be in no picture", free),
         Section("Held-out captions", f"training never reads this split; {beside}", _pairs(findings.test, records)),

@@ -120,13 +120,18 @@ class Plan:
         return cls(train, test, seeds, list(params.gallery_prompts))
 
     @property
+    def asked(self) -> list[Request]:
+        """The pictures that numbers are taken of: every caption with every seed, training captions first."""
+        return [Request(record.caption, seed) for record in self.train + self.test for seed in self.seeds]
+
+    @property
     def requests(self) -> list[Request]:
-        asked = [Request(record.caption, seed) for record in self.train + self.test for seed in self.seeds]
-        return asked + [Request(prompt, self.seeds[0]) for prompt in self.free_prompts]
+        return self.asked + [Request(prompt, self.seeds[0]) for prompt in self.free_prompts]
 
     @property
     def digest(self) -> str:
-        return digest_json([[request.prompt, request.seed] for request in self.requests])
+        """Of captions and seeds that numbers rest on; free prompts are only looked at."""
+        return digest_json([[request.prompt, request.seed] for request in self.asked])
 
 
 def judge(artist: Artist, plan: Plan, records: RecordSet, heldout: HeldoutLoss, batch_size: int) -> Findings:

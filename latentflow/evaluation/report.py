@@ -22,7 +22,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #0d1117; --card: #161b22; --ink: #e6edf3; --faint: #9198a1;
   --edge: #30363d; --accent: #58a6ff; --band: #58a6ff; --warn: #e3b341; --warn-paper: #272115; } }
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 1120px; padding: 40px 28px 64px; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; max-width: 1190px; padding: 40px 28px 64px; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -.01em }
 h2 { font-size: 20px; margin: 52px 0 4px }

@@ -18,7 +18,7 @@ _ENVIRONMENT = {"KFP_RUN_ID": "kfp_run_id", "DVC_STAGE": "dvc_stage", "LATENTFLO
 
 
 def lineage_from_environment() -> dict[str, str]:
-    """What this process can tell of itself: latentflow_version, and git_commit, git_dirty, kfp_run_id, dvc_stage, image.
+    """What this process can tell: latentflow_version, git_commit, git_dirty, kfp_run_id, dvc_stage, image.
 
     Only what is known is in it. Without a repository the commit is LATENTFLOW_GIT_SHA (an image's build argument).
     """

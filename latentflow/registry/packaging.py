@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import warnings
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from latentflow.errors import LatentflowError
 from latentflow.files import write_json, write_text
 from latentflow.manifest import EvaluationManifest, ModelManifest
+from latentflow.registry import store
 from latentflow.registry.card import model_card
+from latentflow.registry.lineage import tags
 
 if TYPE_CHECKING:
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.tracking import MlflowClient
 
 # What pyfunc_model.py needs to run; transformers, accelerate and safetensors are diffusers' own needs.
@@ -55,8 +58,8 @@ def _sampler(evaluation: Path) -> dict[str, Any]:
         return {"steps": int(protocol["steps"]), "guidance": float(protocol["guidance"])}
     except (OSError, KeyError, ValueError) as error:
         raise LatentflowError(
-            f"{evaluation / 'protocol.json'} does not say with which steps and guidance pictures were drawn ({error!r}): "
-            "run `latentflow evaluate` again."
+            f"{evaluation / 'protocol.json'} does not say with which steps and guidance the pictures were drawn "
+            f"({error!r}): run `latentflow evaluate` again."
         ) from error
 
 
@@ -72,7 +75,9 @@ def signature(generation: dict[str, Any]) -> "ModelSignature":
         ParamSpec("height", "long", generation["height"]),
         ParamSpec("width", "long", generation["width"]),
     ]
-    return ModelSignature(Schema([ColSpec("string", "prompt")]), Schema([ColSpec("string", "image")]), ParamSchema(params))
+    return ModelSignature(
+        Schema([ColSpec("string", "prompt")]), Schema([ColSpec("string", "image")]), ParamSchema(params)
+    )
 
 
 def requirements() -> list[str]:
@@ -86,11 +91,8 @@ def log_model(client: "MlflowClient", package: Package, run_id: str) -> str:
     Goes step by step through the client and not through mlflow.pyfunc.log_model, which works on MLflow's
     global active run and would reopen the finished one.
     """
-    import mlflow.pyfunc
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
-
-    from latentflow.registry.lineage import tags
 
     run = client.get_run(run_id)
     logged = client.create_logged_model(
@@ -104,18 +106,7 @@ def log_model(client: "MlflowClient", package: Package, run_id: str) -> str:
     try:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
-            mlflow.pyfunc.save_model(
-                path=str(folder),
-                mlflow_model=Model(run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id),
-                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-                artifacts={"pipeline": str(package.pipeline)},
-                signature=signature(package.generation),
-                model_config={"device": "auto", "dtype": "float32"},
-                pip_requirements=requirements(),
-            )
-            pipeline = folder / "artifacts" / "pipeline"
-            write_json(pipeline / "generation.json", package.generation)
-            write_text(pipeline / "README.md", model_card(package.name, package.model, package.evaluation, package.generation))
+            _save(package, folder, Model(run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id))
             client.log_model_artifacts(logged.model_id, str(folder))
     except BaseException:
         client.finalize_logged_model(logged.model_id, "FAILED")
@@ -123,3 +114,24 @@ def log_model(client: "MlflowClient", package: Package, run_id: str) -> str:
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     return str(logged.model_id)
+
+
+def _save(package: Package, folder: Path, description: "Model") -> None:
+    """Writes the MLflow model folder, and into its copy of the pipeline what was not known before evaluation."""
+    import mlflow.pyfunc
+
+    # MLflow shows a bar for its own copying and advises type hints and an input example; see pyfunc_model.py.
+    with store.environment("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            mlflow_model=description,
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"pipeline": str(package.pipeline)},
+            signature=signature(package.generation),
+            model_config={"device": "auto", "dtype": "float32"},
+            pip_requirements=requirements(),
+        )
+    pipeline = folder / "artifacts" / "pipeline"
+    write_json(pipeline / "generation.json", package.generation)
+    write_text(pipeline / "README.md", model_card(package.name, package.model, package.evaluation, package.generation))

@@ -33,7 +33,9 @@ def parse(model_uri: str) -> ModelUri:
     """Reads a model URI; anything else is a LatentflowError that shows the two forms."""
     if found := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri):
         return ModelUri(found[1], found[2] or "", found[3] or "")
-    raise LatentflowError(f"{model_uri!r} is neither a model folder nor models:/<name>@<alias> nor models:/<name>/<version>.")
+    raise LatentflowError(
+        f"{model_uri!r} is neither a model folder nor models:/<name>@<alias> nor models:/<name>/<version>."
+    )
 
 
 def pull(model_uri: str, out: Path | None = None) -> Path:
@@ -106,19 +108,25 @@ def _resolve(client: "MlflowClient", wanted: ModelUri) -> "ModelVersion":
             f"There is no model {wanted.name!r} in {store.shown(tracking_uri())}; it has: {', '.join(names) or 'none'}."
         ) from error
     if wanted.alias and wanted.alias not in model.aliases:
-        raise RegistryError(f"Model {wanted.name!r} has no alias {wanted.alias!r}; {_what_there_is(client, wanted.name)}.")
+        raise RegistryError(
+            f"Model {wanted.name!r} has no alias {wanted.alias!r}; {_what_there_is(client, wanted.name)}."
+        )
     number = str(model.aliases[wanted.alias]) if wanted.alias else wanted.version
     try:
         return client.get_model_version(wanted.name, number)
     except MlflowException as error:
         if not store.is_missing(error):
             raise
-        raise RegistryError(f"Model {wanted.name!r} has no version {number}; {_what_there_is(client, wanted.name)}.") from error
+        raise RegistryError(
+            f"Model {wanted.name!r} has no version {number}; {_what_there_is(client, wanted.name)}."
+        ) from error
 
 
 def _what_there_is(client: "MlflowClient", name: str) -> str:
     aliases = client.get_registered_model(name).aliases
-    numbers = sorted((int(version.version) for version in client.search_model_versions(f"name = '{name}'")), reverse=True)
+    numbers = sorted(
+        (int(version.version) for version in client.search_model_versions(f"name = '{name}'")), reverse=True
+    )
     by_alias = ", ".join(f"@{alias} (version {number})" for alias, number in sorted(aliases.items())) or "none"
     shown = ", ".join(str(number) for number in numbers[:20]) + (", ..." if len(numbers) > 20 else "")
     return f"its aliases: {by_alias}; its versions: {shown or 'none'}"
@@ -143,4 +151,6 @@ def _download(client: "MlflowClient", version: "ModelVersion", target: Path) -> 
         for path in Path(got).iterdir():
             path.rename(folder / path.name)
         if not (folder / "model_index.json").is_file():
-            raise RegistryError(f"Version {version.version} of {version.name!r} was not packaged by latentflow: no {_PIPELINE}.")
+            raise RegistryError(
+                f"Version {version.version} of {version.name!r} was not packaged by latentflow: no {_PIPELINE}."
+            )

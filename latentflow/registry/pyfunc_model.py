@@ -12,13 +12,15 @@ per picture, and PNG bytes as text.
 import base64
 import io
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import pandas as pd
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
@@ -30,7 +32,8 @@ PARAMS = ("seed", "steps", "guidance", "height", "width")
 
 def generation_defaults(folder: Path) -> dict[str, Any]:
     """generation.json beside model_index.json: steps, guidance, height, width, and `call`, fixed arguments."""
-    return json.loads((folder / "generation.json").read_text(encoding="utf-8"))
+    defaults: dict[str, Any] = json.loads((folder / "generation.json").read_text(encoding="utf-8"))
+    return defaults
 
 
 def open_pipeline(folder: Path, device: str = "auto", dtype: str = "float32") -> DiffusionPipeline:
@@ -38,7 +41,7 @@ def open_pipeline(folder: Path, device: str = "auto", dtype: str = "float32") ->
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with _quiet():
-        pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, torch_dtype=getattr(torch, dtype))
+        pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, dtype=getattr(torch, dtype))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -104,20 +107,34 @@ def to_png(image: Image) -> bytes:
     return buffer.getvalue()
 
 
-class TextToImage(mlflow.pyfunc.PythonModel):
-    """Rows with a column `prompt` in, rows with a column `image` (PNG, base64 text) out."""
+def prompts_of(model_input: Any) -> list[str]:
+    """The column `prompt`; ValueError names a row that is no text."""
+    prompts: list[Any] = []
+    for cell in pd.DataFrame(model_input)["prompt"]:
+        # MLflow hands {"prompt": ["a", "b"]} over as one row that holds a list.
+        prompts += list(cell) if isinstance(cell, (list, tuple, np.ndarray)) else [cell]
+    for row, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt {row} is {prompt!r}: it must be text")
+    return prompts
 
-    # Type hints on the methods' arguments would make MLflow discard the signature, and seed with it.
-    def load_context(self, context):  # type: ignore[no-untyped-def]
-        self.folder = Path(context.artifacts["pipeline"])
-        config = context.model_config or {}
-        self.pipeline = open_pipeline(self.folder, config.get("device", "auto"), config.get("dtype", "float32"))
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        settings = settings_from(generation_defaults(self.folder), dict(params or {}))
-        prompts = [str(prompt) for prompt in pd.DataFrame(model_input)["prompt"]]
-        pictures = draw(self.pipeline, prompts, settings)
-        return pd.DataFrame({"image": [base64.b64encode(to_png(picture)).decode() for picture in pictures]})
+# MLflow warns, whatever the filters say, that predict has no type hints. With them it would discard the signature,
+# and the seed with it.
+with warnings.catch_warnings(record=True):
+
+    class TextToImage(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+        """Rows with a column `prompt` in, rows with a column `image` (PNG, base64 text) out."""
+
+        def load_context(self, context):  # type: ignore[no-untyped-def]
+            self.folder = Path(context.artifacts["pipeline"])
+            config = context.model_config or {}
+            self.pipeline = open_pipeline(self.folder, config.get("device", "auto"), config.get("dtype", "float32"))
+
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
+            settings = settings_from(generation_defaults(self.folder), dict(params or {}))
+            pictures = draw(self.pipeline, prompts_of(model_input), settings)
+            return pd.DataFrame({"image": [base64.b64encode(to_png(picture)).decode() for picture in pictures]})
 
 
 mlflow.models.set_model(TextToImage())

@@ -95,8 +95,24 @@ def store_lock() -> "BaseFileLock | nullcontext[None]":
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RegistryError(f"The MLflow store {database} cannot be made ({error}): set MLFLOW_TRACKING_URI.") from error
+        raise RegistryError(
+            f"The MLflow store {database} cannot be made ({error}): set MLFLOW_TRACKING_URI."
+        ) from error
     return FileLock(f"{database}.lock", is_singleton=True)
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Sets a variable that MLflow reads deep inside, and puts it back."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def errors() -> tuple[type[Exception], ...]:
@@ -135,9 +151,9 @@ def _sqlite_file(uri: str) -> Path | None:
 def _reach(uri: str) -> None:
     """Asks a server for /health, once; any HTTP answer, even a refusal, means that there is a server."""
     parts = urlsplit(shown(uri))
+    health = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}/health"
     try:
-        with urllib.request.urlopen(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}/health", timeout=REACH_SECONDS):
-            pass
+        urllib.request.urlopen(health, timeout=REACH_SECONDS).close()
     except urllib.error.HTTPError:
         return
     except (OSError, ValueError) as error:

@@ -191,7 +191,8 @@ def model_run(client: "MlflowClient", model: ModelManifest, metrics: Mapping[str
         if found := _find_training(client, original):
             return found
         lineage, params = split_params(model.lineage)
-        run_id = _create(client, {**tags(lineage), **_standard_tags(lineage), ORIGINAL: original}, f"rebuilt {original[:8]}")
+        marks = {**tags(lineage), **_standard_tags(lineage), ORIGINAL: original}
+        run_id = _create(client, marks, f"rebuilt {original[:8]}")
         _log_params(client, run_id, params)
         run = Run(client, run_id)
         run.log_metrics(metrics)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from latentflow.manifest import EvaluationManifest, ModelManifest
 from latentflow.registry import store
 from latentflow.registry.lineage import tags
+from latentflow.workspace import tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -30,7 +31,9 @@ class Version:
     run_id: str
 
 
-def register(client: "MlflowClient", params: "RegisterParams", package: "Package", model_metrics: Mapping[str, float]) -> Version:
+def register(
+    client: "MlflowClient", params: "RegisterParams", package: "Package", model_metrics: Mapping[str, float]
+) -> Version:
     """The version of this model with this evaluation; uploaded only if the registry does not have it.
 
     It becomes the champion where there is none and else the challenger, again each time: the pair that was
@@ -51,7 +54,9 @@ def find(client: "MlflowClient", name: str, model_digest: str, evaluation: str) 
     return min(ready, key=lambda version: int(version.version)) if ready else None
 
 
-def _create(client: "MlflowClient", name: str, package: "Package", model_metrics: Mapping[str, float]) -> "ModelVersion":
+def _create(
+    client: "MlflowClient", name: str, package: "Package", model_metrics: Mapping[str, float]
+) -> "ModelVersion":
     from latentflow.registry.packaging import log_model
     from latentflow.registry.tracking import record_evaluation
 
@@ -59,14 +64,16 @@ def _create(client: "MlflowClient", name: str, package: "Package", model_metrics
     model_id = log_model(client, package, model_run)
     _copy_metrics(client, evaluation_run, model_id)
     _ensure_model(client, name)
-    return client.create_model_version(
-        name,
-        source=f"models:/{model_id}",
-        run_id=model_run,
-        model_id=model_id,
-        tags=version_tags(package.model, package.evaluation, evaluation_run),
-        description=f"{package.model.pipeline_class}, {package.generation['steps']} steps, guidance {package.generation['guidance']}",
-    )
+    # A local registry looks the model up through MLflow's global address instead of the client's own.
+    with store.environment("MLFLOW_TRACKING_URI", tracking_uri()):
+        return client.create_model_version(
+            name,
+            source=f"models:/{model_id}",
+            run_id=model_run,
+            model_id=model_id,
+            tags=version_tags(package.model, package.evaluation, evaluation_run),
+            description=f"{package.model.pipeline_class}, {package.generation['steps']} steps, guidance {package.generation['guidance']}",
+        )
 
 
 def version_tags(model: ModelManifest, evaluation: EvaluationManifest, evaluation_run: str) -> dict[str, str]:

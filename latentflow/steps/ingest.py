@@ -71,7 +71,8 @@ def _chosen(source: "Source", limit: int) -> "Iterator[Candidate] | list[Candida
     ordered = sorted(source.candidates(), key=lambda candidate: candidate.id)
     if not limit:
         return ordered
-    picked = sorted(ordered, key=lambda candidate: hashlib.sha256(candidate.id.encode()).digest())[:limit]
+    # Not the hash that splits: it would pick the records of one split first.
+    picked = sorted(ordered, key=lambda candidate: hashlib.sha256(f"limit/{candidate.id}".encode()).digest())[:limit]
     return sorted(picked, key=lambda candidate: candidate.id)
 
 

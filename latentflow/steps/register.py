@@ -12,7 +12,9 @@ from latentflow.params import RegisterInputs
 VERSION = 1
 
 
-def run(inputs: RegisterInputs, model: Path, evaluation: Path, out: Path, force_rerun: str = "") -> RegistrationManifest:
+def run(
+    inputs: RegisterInputs, model: Path, evaluation: Path, out: Path, force_rerun: str = ""
+) -> RegistrationManifest:
     """Registers model and evaluation, or finds them registered (then nothing heavy is imported or uploaded).
 
     Raises RegistryError when the registry fails; it says where the model is and how to register it later.
@@ -35,7 +37,7 @@ def run(inputs: RegisterInputs, model: Path, evaluation: Path, out: Path, force_
         ) from error
     manifest = RegistrationManifest(
         # Which version it became depends on the registry's history; what was registered does not.
-        digest=digest_json({"name": params.name, "model": package.model.digest, "evaluation": package.evaluation.fingerprint}),
+        digest=digest_json([params.name, package.model.digest, package.evaluation.fingerprint]),
         fingerprint=fingerprint("register", VERSION, inputs, digests, force_rerun),
         inputs=digests,
         name=version.name,
@@ -55,6 +57,10 @@ def _metrics(model: Path) -> dict[str, float]:
 
 def _command(model: Path, evaluation: Path, out: Path) -> str:
     """`latentflow register`, with the folders that are not the default ones."""
-    given = {"--model": (model, "data/model"), "--evaluation": (evaluation, "data/evaluation"), "--out": (out, "data/registration")}
+    given = {
+        "--model": (model, "data/model"),
+        "--evaluation": (evaluation, "data/evaluation"),
+        "--out": (out, "data/registration"),
+    }
     options = [f"{name} {shlex.quote(str(path))}" for name, (path, usual) in given.items() if path != Path(usual)]
     return " ".join(["latentflow register", *options])

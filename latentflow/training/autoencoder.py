@@ -51,7 +51,7 @@ def train(params: AutoencoderParams, pixels: Tensor) -> tuple[AutoencoderKL, lis
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 20 == 0 or step == params.steps - 1:
-            curve.append(Curve(step, float(reconstruction), float(kl)))
+            curve.append(Curve(step, reconstruction.item(), kl.item()))
             log.debug("step %d reconstruction %.4f kl %.4f", step, curve[-1].reconstruction, curve[-1].kl)
     # Back to plain memory order on the CPU: saved weights and digests must not depend on the layout.
     trained: AutoencoderKL = accelerator.unwrap_model(vae).cpu().to(memory_format=torch.contiguous_format)

@@ -76,7 +76,7 @@ def train(
     progress = checkpoint.restore_latest(checkpoints, bare, ema, optimizer)
     observer = start(progress)
     curves: Curves = progress.curves if progress else {"train": [], "validation": [], "validation_by_sigma": []}
-    model, optimizer = accelerator.prepare(bare, optimizer)
+    model, prepared = accelerator.prepare(bare, optimizer)
     batches = Batches(params, encoded, accelerator.process_index, accelerator.num_processes)
     averaged = Denoiser(denoiser.family, ema.model, denoiser.definition)
     trained = Denoiser(denoiser.family, model, denoiser.definition)
@@ -96,8 +96,8 @@ def train(
         loss = (output.float() - target).square().mean()
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(model.parameters(), params.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        prepared.step()
+        prepared.zero_grad(set_to_none=True)
         ema.update(bare, step)
 
         done, last = step + 1, step + 1 == params.steps
@@ -115,7 +115,7 @@ def train(
             observer.samples(draw_prompts(averaged, encoded, params, diffusion), done)
         if (done % params.checkpoint_every == 0 or last) and accelerator.is_main_process:
             state = Progress(done, fingerprint, observer.run_id(), curves)
-            checkpoint.save(checkpoints, bare, ema, accelerator.unwrap_model(optimizer), state)
+            checkpoint.save(checkpoints, bare, ema, optimizer, state)
     return ema.model.cpu(), curves
 
 

@@ -13,7 +13,6 @@ from latentflow.manifest import fingerprint
 from latentflow.params import STEP_INPUTS, for_step, load, parse
 from pipelines.configuration import (
     PARAMS,
-    PROJECT,
     as_settings,
     defaults,
     dotted,
@@ -21,9 +20,8 @@ from pipelines.configuration import (
     parse_settings,
     read_overrides,
 )
+from pipelines.local import TINY
 from pipelines.training import form_fields
-
-TINY = PROJECT / "pipelines" / "tiny.yaml"
 
 
 def travelled(value: dict[str, Any]) -> dict[str, Any]:

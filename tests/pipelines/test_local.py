@@ -26,7 +26,7 @@ def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     records.mkdir(parents=True)
     (records / "records.parquet").touch()
     (tmp_path / "ingest" / "summary").touch()
-    with pytest.raises(LatentflowError, match="manifest.json"):
+    with pytest.raises(LatentflowError, match=r"holds no manifest\.json"):
         local.collect(tmp_path)
     RecordsManifest(
         digest="d",

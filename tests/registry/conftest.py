@@ -1,6 +1,5 @@
 """A real MLflow store per test, and a real (tiny) model folder with its evaluation."""
 
-import json
 import shutil
 import socket
 import sys
@@ -8,19 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from registry_helpers import INPUTS, write_evaluation, write_model
 
-from latentflow.manifest import EvaluationManifest, ModelManifest
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/tiny.py
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-LINEAGE = {
-    "git_commit": "c0ffee",
-    "data_license": "CC-BY-4.0",
-    "data_credit": "Pictures by somebody who wants to be named",
-    "records_digest": "r" * 64,
-    "params.train.steps": "30",
-}
-MODEL_METRICS = {"loss": 0.75, "heldout_loss": 0.8}
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_RUN_ID",
+        "MLFLOW_EXPERIMENT_NAME",
+        "MLFLOW_EXPERIMENT_ID",
+        "LATENTFLOW_STORE",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+def enter_store(empty_store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (folder / "mlruns").mkdir(parents=True)
+    shutil.copy(empty_store, folder / "mlruns" / "mlflow.db")
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -37,15 +44,38 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def new_store(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
     """Goes to a folder with an empty default store, as a user does who enters a fresh clone."""
 
-    def enter(folder: Path) -> Path:
-        (folder / "mlruns").mkdir(parents=True)
-        shutil.copy(empty_store, folder / "mlruns" / "mlflow.db")
-        monkeypatch.chdir(folder)
-        return folder
+    clean_environment(monkeypatch)
+    return lambda folder: enter_store(empty_store, folder, monkeypatch)
 
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "LATENTFLOW_STORE"):
-        monkeypatch.delenv(name, raising=False)
-    return enter
+
+@pytest.fixture(scope="session")
+def registered_project(empty_store: Path, tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose registry holds version 1 of `tiny`; tests only read it."""
+    from latentflow.steps import register
+
+    folder = tmp_path_factory.mktemp("registered")
+    model = write_model(folder / "model", tiny_pipeline)
+    evaluation = write_evaluation(folder / "evaluation", "e" * 64, guidance=2.0)
+    with pytest.MonkeyPatch.context() as patch:
+        clean_environment(patch)
+        enter_store(empty_store, folder / "project", patch)
+        register.run(INPUTS, model, evaluation, folder / "registration")
+    return folder / "project"
+
+
+@pytest.fixture
+def registered(registered_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    clean_environment(monkeypatch)
+    monkeypatch.chdir(registered_project)
+    return registered_project
+
+
+@pytest.fixture(scope="session")
+def drawn_in_one_thread() -> None:
+    """A picture may differ in its last bit between thread counts; what is compared is drawn with the same."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -63,42 +93,12 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(tiny_pipeline: Path, tmp_path: Path) -> Path:
     """What `latentflow train` leaves behind."""
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_pipeline, folder / "pipeline")
-    (folder / "metrics.json").write_text(json.dumps(MODEL_METRICS))
-    model_manifest().write(folder)
-    return folder
-
-
-def model_manifest(run_id: str = "") -> ModelManifest:
-    return ModelManifest(
-        digest="d" * 64,
-        fingerprint="f" * 64,
-        inputs={},
-        pipeline_class="StableDiffusionPipeline",
-        resolution=16,
-        mlflow_run_id=run_id,
-        lineage=LINEAGE,
-    )
+    return write_model(tmp_path / "model", tiny_pipeline)
 
 
 @pytest.fixture
 def evaluation(tmp_path: Path) -> Path:
     return write_evaluation(tmp_path / "evaluation", "e" * 64, guidance=2.0)
-
-
-def write_evaluation(folder: Path, fingerprint: str, guidance: float) -> Path:
-    """What `latentflow evaluate` leaves behind, as far as registering reads it."""
-    folder.mkdir()
-    (folder / "protocol.json").write_text(json.dumps({"steps": 3, "guidance": guidance, "seeds": [0]}))
-    EvaluationManifest(
-        digest="a" * 64,
-        fingerprint=fingerprint,
-        inputs={"model": "d" * 64},
-        mlflow_run_id="",
-        metrics={"retrieval/train/top5": 0.1 * guidance, "heldout_loss_by_sigma/0.50": 0.8},
-    ).write(folder)
-    return folder
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LINEAGE, MODEL_METRICS, model_manifest
+from registry_helpers import FOREIGN_RUN, LINEAGE, MODEL_METRICS, model_manifest
 
 from latentflow.errors import RegistryError
 from latentflow.params import RegisterInputs
@@ -41,7 +41,9 @@ def test_a_run_holds_parameters_lineage_metrics_pictures_and_datasets(project: P
     assert (project / "mlruns" / "artifacts").is_dir()
 
 
-def test_run_id_comes_from_the_checkpoint_then_the_environment_then_is_new(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_id_comes_from_the_checkpoint_then_the_environment_then_is_new(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with tracking.training_run(PARAMS, LINEAGE) as first:
         pass
     monkeypatch.setenv("MLFLOW_RUN_ID", first.id)
@@ -57,34 +59,36 @@ def test_run_id_comes_from_the_checkpoint_then_the_environment_then_is_new(proje
 
 
 def test_a_resumed_run_goes_on_without_repeating_points(project: Path) -> None:
-    with pytest.raises(ZeroDivisionError), tracking.training_run(PARAMS, LINEAGE) as run:
-        for step in (1, 2, 3):
+    def train(run: tracking.Run, steps: tuple[int, ...]) -> None:
+        for step in steps:
             run.log_metrics({"loss": 1 / step}, step)
-        run.log_image(PICTURE, "samples", 2)
-        raise ZeroDivisionError
+            if step == 2:
+                run.log_image(PICTURE, "samples", 2)
+
+    with pytest.raises(ZeroDivisionError), tracking.training_run(PARAMS, LINEAGE) as run:
+        train(run, (1, 2, 3, 0))
     client = store.connect()
     assert client.get_run(run.id).info.status == "FAILED"
     with tracking.training_run(PARAMS, LINEAGE, run_id=run.id, checkpoint_step=1) as resumed:
         assert client.get_run(run.id).info.status == "RUNNING"
-        for step in (2, 3, 4):
-            resumed.log_metrics({"loss": 1 / step}, step)
-        resumed.log_image(PICTURE, "samples", 2)
+        train(resumed, (2, 3, 4))
     assert steps_of(run.id, "loss") == [1, 2, 3, 4]
     assert len(client.list_artifacts(run.id, "images")) == 2  # the picture and its thumbnail, once
     assert client.get_run(run.id).info.status == "FINISHED"
 
 
 def test_an_unknown_id_is_rebuilt_once_and_found_again(project: Path) -> None:
-    foreign = "0123456789abcdef0123456789abcdef"
-    with tracking.training_run(PARAMS, LINEAGE, run_id=foreign) as rebuilt:
+    with tracking.training_run(PARAMS, LINEAGE, run_id=FOREIGN_RUN) as rebuilt:
         pass
-    assert rebuilt.id != foreign
-    assert store.connect().get_run(rebuilt.id).data.tags[tracking.ORIGINAL] == foreign
-    with tracking.training_run(PARAMS, LINEAGE, run_id=foreign) as again:
+    assert rebuilt.id != FOREIGN_RUN
+    assert store.connect().get_run(rebuilt.id).data.tags[tracking.ORIGINAL] == FOREIGN_RUN
+    with tracking.training_run(PARAMS, LINEAGE, run_id=FOREIGN_RUN) as again:
         assert again.id == rebuilt.id
 
 
-def test_a_changed_parameter_of_an_adopted_run_keeps_its_first_value(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_parameter_of_an_adopted_run_keeps_its_first_value(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with tracking.training_run(PARAMS, LINEAGE) as run:
         pass
     with tracking.training_run({**PARAMS, "train.steps": "31"}, LINEAGE, run_id=run.id):
@@ -108,7 +112,7 @@ def test_evaluations_are_children_found_by_fingerprint(project: Path) -> None:
     assert store.connect().get_run(ids[2]).data.tags["mlflow.parentRunId"] == trained.id
 
 
-@pytest.mark.parametrize("run_id", ["0123456789abcdef0123456789abcdef", ""], ids=["another store", "trained untracked"])
+@pytest.mark.parametrize("run_id", [FOREIGN_RUN, ""], ids=["another store", "trained untracked"])
 def test_a_store_that_does_not_know_the_model_rebuilds_its_run(project: Path, run_id: str) -> None:
     manifest = model_manifest(run_id)
     with tracking.evaluation_run(manifest, "a" * 64, model_metrics=MODEL_METRICS) as first:
@@ -166,7 +170,9 @@ def test_a_failing_store_warns_once_and_gets_its_metrics_later(
     assert [record.levelno for record in caplog.records].count(logging.WARNING) == 1
 
 
-def test_without_a_server_training_goes_on_untracked(closed_port: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_server_training_goes_on_untracked(
+    closed_port: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     began = time.monotonic()
     with tracking.training_run(PARAMS, LINEAGE) as run:
         run.log_metrics({"loss": 1.0}, 1)
@@ -189,7 +195,12 @@ def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_lineage_from_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, value in {"LATENTFLOW_GIT_SHA": "abc", "DVC_STAGE": "train", "KFP_RUN_ID": "k1", "LATENTFLOW_IMAGE": "sha256:1"}.items():
+    for name, value in {
+        "LATENTFLOW_GIT_SHA": "abc",
+        "DVC_STAGE": "train",
+        "KFP_RUN_ID": "k1",
+        "LATENTFLOW_IMAGE": "sha256:1",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     lineage = lineage_from_environment()

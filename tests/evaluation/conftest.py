@@ -1,0 +1,6 @@
+"""Lets these tests import tests/tiny.py, as `tiny`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -1,0 +1,241 @@
+"""The whole step on a tiny real pipeline: files, digests, the work store, MLflow there and away."""
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny import RESOLUTION, build_pipeline
+
+from latentflow.data.encoded import PROMPTS, describe_shard, write_shard
+from latentflow.data.records import RecordSet, RecordWriter
+from latentflow.data.validation import Checked
+from latentflow.errors import LatentflowError
+from latentflow.evaluation import drawing
+from latentflow.evaluation.drawing import Artist, Request, Settings
+from latentflow.manifest import EncodedManifest, EvaluationManifest, ModelManifest, RecordsManifest
+from latentflow.params import EvaluateInputs, EvaluateParams
+from latentflow.steps import evaluate
+
+WORDS = ["red", "green", "blue", "heart", "star", "face", "dog", "cat", "sun", "moon"]
+
+
+@pytest.fixture(scope="module")
+def inputs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model/, encoded/ and records/ of 30 pictures."""
+    root = tmp_path_factory.mktemp("evaluate")
+    build_pipeline(root / "model" / "pipeline")
+    ModelManifest(
+        digest="model-digest",
+        fingerprint="f",
+        inputs={"encoded": "encoded-digest"},
+        pipeline_class="StableDiffusionPipeline",
+        resolution=RESOLUTION,
+        mlflow_run_id="",
+        lineage={},
+    ).write(root / "model")
+    _write_records(root / "records")
+    _write_encoded(root / "encoded", "records-digest")
+    return root
+
+
+def _write_records(folder: Path) -> None:
+    folder.mkdir()
+    writer = RecordWriter(folder)
+    for number in range(30):
+        data = io.BytesIO()
+        Image.new("RGB", (20, 20), (number * 8, 255 - number * 8, 128)).save(data, "PNG")
+        caption = f"{WORDS[number % 10]} {WORDS[number // 10]}"
+        writer.add(Checked(f"{number:02d}", caption, data.getvalue(), 20, 20), "test" if number % 5 == 0 else "train")
+    _, counts = writer.finish()
+    RecordsManifest(
+        digest="records-digest",
+        fingerprint="f",
+        inputs={},
+        source="made by hand",
+        revision="1",
+        license="CC0",
+        credit="nobody",
+        counts=counts,
+        quarantined=0,
+    ).write(folder)
+
+
+def _write_encoded(folder: Path, records_digest: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    half = RESOLUTION // 2
+    (folder / "shards").mkdir(parents=True)
+    path = folder / "shards" / "test-00000.safetensors"
+    mask = torch.ones(6, 8, dtype=torch.bool)
+    latents = torch.randn(6, 4, half, half, generator=generator)
+    write_shard(path, {"latents": latents, "text": torch.randn(6, 8, 16, generator=generator), "text_mask": mask})
+    text = torch.zeros(2, 8, 16)
+    prompts = {"empty_text": text[:1], "empty_mask": mask[:1], "text": text[1:], "text_mask": mask[1:2]}
+    write_shard(folder / PROMPTS, prompts)
+    EncodedManifest.model_construct(
+        step="encode",
+        digest="encoded-digest",
+        fingerprint="f",
+        inputs={"records": records_digest},
+        shards=[describe_shard(folder, path, "test")],
+        counts={"train": 24, "validation": 0, "test": 6},
+        latent_shape=[4, half, half],
+        latent_mean=[0.0] * 4,
+        latent_std=[1.0] * 4,
+        text_width=16,
+        max_tokens=8,
+        resolution=RESOLUTION,
+        sample_prompts=["red heart"],
+        origin={},
+    ).write(folder)
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LATENTFLOW_STORE", str(tmp_path / "store"))
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+
+
+def params(**changes: object) -> EvaluateInputs:
+    values = {"guidance": 2.0, "steps": 2, "captions": 5, "seeds": 2, "seed": 7, "batch_size": 4}
+    return EvaluateInputs(evaluate=EvaluateParams(**values | {"gallery_prompts": ["a <red> moon"]} | changes))
+
+
+def run(root: Path, out: str = "out", token: str = "", **changes: object) -> EvaluationManifest:
+    return evaluate.run(params(**changes), root / "model", root / "encoded", root / "records", Path(out), token)
+
+
+def test_the_folder_is_complete_and_its_digest_repeatable(inputs_folder: Path, no_mlflow: None):
+    manifest = run(inputs_folder)
+    assert manifest == EvaluationManifest.read(Path("out"))
+    assert manifest.mlflow_run_id == ""
+    assert manifest.metrics == json.loads(Path("out/metrics.json").read_text())
+    protocol = json.loads(Path("out/protocol.json").read_text())
+    assert (protocol["train_captions"], protocol["test_captions"], protocol["seeds"]) == (5, 5, [7, 8])
+    assert protocol["reference_digest"] == "records-digest"
+    assert Path("out/plots/heldout_loss_by_sigma.csv").read_text().startswith("sigma,loss,low,high\n0.05,")
+    assert len(Path("out/ranks.csv").read_text().splitlines()) == 1 + (5 + 5) * 2
+    assert Image.open("out/gallery.png").size[0] > 1000
+    page = Path("out/report.html").read_text()
+    assert "a &lt;red&gt; moon" in page
+    assert "CC0. nobody" in page
+    assert len(page.encode()) < 2_000_000
+    again = run(inputs_folder, "again", token="once more")
+    assert again.fingerprint != manifest.fingerprint
+    assert again.digest == manifest.digest
+
+
+def test_the_same_evaluation_is_not_drawn_twice_and_another_is(
+    inputs_folder: Path, no_mlflow: None, monkeypatch: pytest.MonkeyPatch
+):
+    first = run(inputs_folder)
+    drawn = []
+    draw = Artist.draw
+    monkeypatch.setattr(Artist, "draw", lambda self, *args: drawn.append(1) or draw(self, *args))
+    assert run(inputs_folder, "elsewhere") == first
+    assert Path("elsewhere/report.html").read_bytes() == Path("out/report.html").read_bytes()
+    assert not drawn
+    assert run(inputs_folder, guidance=1.0).digest != first.digest
+    assert drawn == [1]
+
+
+def test_one_child_run_per_evaluation_with_metrics_and_files(inputs_folder: Path):
+    from latentflow.registry.store import connect
+
+    first = run(inputs_folder)
+    assert run(inputs_folder, "elsewhere").mlflow_run_id == first.mlflow_run_id != ""
+    other = run(inputs_folder, steps=3)
+    assert other.mlflow_run_id != first.mlflow_run_id
+    client = connect()
+    logged = client.get_run(first.mlflow_run_id)
+    assert logged.info.status == "FINISHED"
+    assert logged.data.metrics == pytest.approx(first.metrics)
+    assert len(client.get_metric_history(first.mlflow_run_id, "heldout_loss")) == 1
+    assert logged.data.params["evaluate.guidance"] == "2.0"
+    assert logged.data.tags["mlflow.parentRunId"] == client.get_run(other.mlflow_run_id).data.tags["mlflow.parentRunId"]
+    names = {artifact.path for artifact in client.list_artifacts(first.mlflow_run_id)}
+    assert {"gallery.png", "report.html", "protocol.json", "ranks.csv"} <= names
+
+
+def test_a_picture_depends_on_prompt_and_seed_alone(inputs_folder: Path):
+    pipeline = inputs_folder / "model" / "pipeline"
+    artist = Artist(pipeline, Settings.read(pipeline, 2, 2.0))
+    requests = [
+        Request("red heart", 0),
+        Request("blue star", 1),
+        Request("red heart", 2),
+        Request("cat", 0),
+        Request("sun", 5),
+    ]
+    drawn = artist.draw(requests, 4)
+    assert drawn.pictures.shape == (5, 3, RESOLUTION, RESOLUTION)
+    assert drawn.pictures.dtype == torch.uint8
+    assert drawn.seconds > 0
+    turned = artist.draw(requests[::-1], 4).pictures.flip(0)
+    assert torch.equal(drawn.pictures, turned)
+    assert not torch.equal(drawn.pictures[0], drawn.pictures[2])
+
+
+def test_the_pictures_are_those_that_plain_diffusers_draws(inputs_folder: Path):
+    from diffusers import DiffusionPipeline
+
+    pipeline = inputs_folder / "model" / "pipeline"
+    mine = Artist(pipeline, Settings.read(pipeline, 2, 2.0)).draw([Request("red heart", 3)], 1).pictures[0]
+    plain = DiffusionPipeline.from_pretrained(pipeline, local_files_only=True)
+    generator = torch.Generator("cpu").manual_seed(3)
+    image = plain(
+        "red heart", num_inference_steps=2, guidance_scale=2.0, height=16, width=16, generator=generator
+    ).images[0]
+    assert Image.fromarray(mine.permute(1, 2, 0).numpy()).tobytes() == image.tobytes()
+
+
+def test_too_many_captions_are_cut_with_a_warning(
+    inputs_folder: Path, no_mlflow: None, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.WARNING):
+        run(inputs_folder, captions=500, seeds=1, steps=1, gallery_prompts=[])
+    assert "evaluate.captions is 500, but only 24 can be asked" in caplog.text
+
+
+def test_folders_that_do_not_belong_together_are_refused_before_drawing(
+    inputs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(drawing.Artist, "__init__", lambda *_: pytest.fail("a pipeline was loaded"))
+    _write_encoded(tmp_path / "foreign", "other-records")
+    arguments = (inputs_folder / "records", tmp_path / "out")
+    with pytest.raises(LatentflowError, match="run `latentflow encode` again"):
+        evaluate.run(params(), inputs_folder / "model", tmp_path / "foreign", *arguments)
+    with pytest.raises(LatentflowError, match="run `latentflow train` first"):
+        evaluate.run(params(), tmp_path / "nothing", inputs_folder / "encoded", *arguments)
+    with pytest.raises(LatentflowError, match="at least 2 distinct training captions"):
+        run(inputs_folder, captions=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_diverged_is_named_and_nothing_is_kept(inputs_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    from latentflow.denoisers import Denoiser
+
+    monkeypatch.setattr(Denoiser, "predict", lambda self, xt, *_: xt * float("nan"))
+    with pytest.raises(LatentflowError, match="training diverged"):
+        run(inputs_folder)
+    assert not Path("out").exists()
+
+
+def test_the_real_pictures_are_those_of_the_records(inputs_folder: Path):
+    from latentflow.evaluation.retrieval import picture_chunks
+
+    records = RecordSet.open(inputs_folder / "records")
+    chunks = list(picture_chunks(records, RESOLUTION, 7))
+    assert [len(chunk) for chunk in chunks] == [7, 7, 7, 7, 2]
+    assert torch.cat(chunks)[3, :, 0, 0].tolist() == [24, 231, 128]

@@ -1,0 +1,187 @@
+"""Versions: one per model and evaluation, aliases, lineage, and a registry that cannot be reached."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from registry_helpers import FOREIGN_RUN, INPUTS, MODEL_METRICS, NAME, model_manifest, write_evaluation
+
+from latentflow.errors import LatentflowError, RegistryError
+from latentflow.manifest import RegistrationManifest
+from latentflow.registry import store, tracking
+from latentflow.steps import register
+
+
+def logged_models() -> int:
+    client = store.connect()
+    return len(client.search_logged_models([store.experiment_id(client)]))
+
+
+def children(parent: str) -> int:
+    client = store.connect()
+    return len(client.search_runs([store.experiment_id(client)], f"tags.`{tracking.PARENT}` = '{parent}'"))
+
+
+def test_the_same_pair_is_one_version_and_one_upload(
+    project: Path, model: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "registration"
+    first = register.run(INPUTS, model, evaluation, out)
+    assert (first.name, first.version, first.alias) == (NAME, "1", "champion")
+    assert RegistrationManifest.read(out) == first
+    assert register.run(INPUTS, model, evaluation, out) == first
+    assert logged_models() == 1
+    version = store.connect().get_model_version(NAME, "1")
+    assert version.run_id == first.mlflow_run_id
+    assert version.tags["latentflow.model_digest"] == "d" * 64
+    assert version.tags["latentflow.git_commit"] == "c0ffee"
+    assert version.tags["latentflow.metric.retrieval/train/top5"] == "0.2"
+    kept = store.connect().get_logged_model(version.source.removeprefix("models:/"))
+    assert str(kept.status) == "READY"
+    assert {metric.key: metric.value for metric in kept.metrics}["retrieval/train/top5"] == pytest.approx(0.2)
+    assert kept.source_run_id == first.mlflow_run_id
+
+
+def test_another_evaluation_is_another_child_run_and_a_challenger(
+    project: Path, model: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "registration"
+    first = register.run(INPUTS, model, evaluation, out)
+    stronger = write_evaluation(tmp_path / "stronger", "b" * 64, guidance=4.0)
+    second = register.run(INPUTS, model, stronger, out)
+    assert (second.version, second.alias) == ("2", "challenger")
+    assert second.mlflow_run_id == first.mlflow_run_id
+    assert children(first.mlflow_run_id) == 2
+    # Back to the first parameters: the version that was there, still the champion.
+    assert register.run(INPUTS, model, evaluation, out) == first
+    client = store.connect()
+    assert client.get_registered_model(NAME).aliases == {"champion": 1, "challenger": 2}
+    # What a person promotes stays promoted.
+    client.set_registered_model_alias(NAME, "champion", "2")
+    assert register.run(INPUTS, model, stronger, out).alias == "champion"
+
+
+def test_an_evaluation_that_was_logged_is_used_and_not_logged_again(
+    project: Path, model: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    with tracking.training_run({}, {}) as trained:
+        pass
+    manifest = model_manifest(trained.id)
+    manifest.write(model)
+    with tracking.evaluation_run(manifest, "e" * 64) as judged:
+        judged.log_metrics({"retrieval/train/top5": 0.2, "heldout_loss_by_sigma/0.50": 0.8})
+    registered = register.run(INPUTS, model, evaluation, tmp_path / "registration")
+    assert registered.mlflow_run_id == trained.id
+    client = store.connect()
+    assert client.get_model_version(NAME, "1").tags["latentflow.evaluation_run_id"] == judged.id
+    assert children(trained.id) == 1
+    assert len(client.get_metric_history(judged.id, "retrieval/train/top5")) == 1
+
+
+def test_a_clone_with_another_store_rebuilds_what_its_store_lacks(
+    new_store: Callable[[Path], Path], model: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    """DVC's run cache restores model and evaluation in the clone; neither train nor evaluate runs there."""
+    model_manifest(FOREIGN_RUN).write(model)
+    new_store(tmp_path / "clone")
+    first = register.run(INPUTS, model, evaluation, tmp_path / "registration")
+    assert first.mlflow_run_id != FOREIGN_RUN
+    parent = store.connect().get_run(first.mlflow_run_id)
+    assert parent.data.tags[tracking.ORIGINAL] == FOREIGN_RUN
+    assert parent.data.metrics == MODEL_METRICS
+    assert children(first.mlflow_run_id) == 1
+    again = write_evaluation(tmp_path / "again", "b" * 64, guidance=4.0)
+    assert register.run(INPUTS, model, again, tmp_path / "registration").mlflow_run_id == first.mlflow_run_id
+
+
+def test_an_upload_that_broke_off_is_made_anew(
+    project: Path, model: Path, evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "log_model_artifacts", full)
+        with pytest.raises(RegistryError, match="No space left"):
+            register.run(INPUTS, model, evaluation, tmp_path / "registration")
+    assert register.run(INPUTS, model, evaluation, tmp_path / "registration").version == "1"
+
+
+def test_without_a_registry_the_model_is_kept_and_the_command_is_told(
+    closed_port: int, model: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    before = sorted(model.rglob("*"))
+    with pytest.raises(RegistryError) as caught:
+        register.run(INPUTS, model, evaluation, tmp_path / "registration")
+    message = str(caught.value)
+    assert f"http://127.0.0.1:{closed_port} does not answer" in message
+    assert f"kept at {model / 'pipeline'}" in message
+    assert (
+        f"`latentflow register --model {model} --evaluation {evaluation} --out {tmp_path / 'registration'}`" in message
+    )
+    assert sorted(model.rglob("*")) == before
+
+
+def test_an_evaluation_of_another_model_is_refused(
+    project: Path, model: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    model_manifest().model_copy(update={"digest": "0" * 64}).write(model)
+    with pytest.raises(LatentflowError, match="judges another model"):
+        register.run(INPUTS, model, evaluation, tmp_path / "registration")
+
+
+def test_a_model_without_its_pipeline_is_refused(project: Path, model: Path, evaluation: Path, tmp_path: Path) -> None:
+    shutil.rmtree(model / "pipeline")
+    with pytest.raises(LatentflowError, match=r"lacks model_index\.json"):
+        register.run(INPUTS, model, evaluation, tmp_path / "registration")
+
+
+def test_the_digest_says_what_was_registered_not_where(
+    new_store: Callable[[Path], Path], model: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    new_store(tmp_path / "one")
+    other = write_evaluation(tmp_path / "other", "b" * 64, guidance=4.0)
+    register.run(INPUTS, model, other, tmp_path / "registration")
+    second = register.run(INPUTS, model, evaluation, tmp_path / "registration")
+    new_store(tmp_path / "two")
+    first = register.run(INPUTS, model, evaluation, tmp_path / "registration")
+    assert (first.version, second.version) == ("1", "2")
+    assert (first.digest, first.fingerprint) == (second.digest, second.fingerprint)
+
+
+def test_the_package(project: Path, model: Path, evaluation: Path, tmp_path: Path) -> None:
+    from importlib.metadata import version as installed
+
+    from mlflow.models import Model
+
+    register.run(INPUTS, model, evaluation, tmp_path / "registration")
+    source = store.connect().get_model_version(NAME, "1").source
+    location = store.connect().get_logged_model(source.removeprefix("models:/")).artifact_location
+    folder = Path(location.removeprefix("file://"))
+    generation = json.loads((folder / "artifacts" / "pipeline" / "generation.json").read_text())
+    assert generation == {"height": 16, "width": 16, "call": {}, "steps": 3, "guidance": 2.0}
+    card = (folder / "artifacts" / "pipeline" / "README.md").read_text()
+    for part in (
+        "CC-BY-4.0",
+        "somebody who wants to be named",
+        "c0ffee",
+        "retrieval/train/top5",
+        f"models:/{NAME}@champion",
+    ):
+        assert part in card
+    requirements = (folder / "requirements.txt").read_text().split()
+    assert f"torch=={installed('torch').partition('+')[0]}" in requirements
+    assert not any("latentflow" in line or "+" in line for line in requirements)
+    signature = Model.load(str(folder)).signature
+    assert signature.inputs.input_names() == ["prompt"]
+    assert {p.name: p.default for p in signature.params.params} == {
+        "seed": 0,
+        "steps": 3,
+        "guidance": 2.0,
+        "height": 16,
+        "width": 16,
+    }
