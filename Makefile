@@ -45,9 +45,11 @@ types: setup ## static types
 
 check: lint types ## style, types, and generated files that are up to date
 	python -m pipelines.compile --check
+	python -m pipelines.document --check
 
 kubeflow-compile: setup ## compile the Kubeflow pipeline to its committed package
 	python -m pipelines.compile
+	python -m pipelines.document
 
 kubeflow-local: setup ## run the Kubeflow pipeline on this machine, tiny
 	python -m pipelines.local

@@ -51,7 +51,9 @@ def ingest(
     from latentflow.steps import ingest as step
 
     manifest = step.run(inputs, out, force_rerun)
-    _done(f"{sum(manifest.counts.values())} records in {out} ({manifest.quarantined} refused)", "latentflow autoencoder")
+    _done(
+        f"{sum(manifest.counts.values())} records in {out} ({manifest.quarantined} refused)", "latentflow autoencoder"
+    )
 
 
 @app.command()

@@ -35,7 +35,9 @@ class Manifest(BaseModel):
         step = cls.model_fields["step"].default
         path = folder / FILE
         if not path.is_file():
-            raise LatentflowError(f"{folder} holds no {FILE}: run `latentflow {step}` first, or give its output folder.")
+            raise LatentflowError(
+                f"{folder} holds no {FILE}: run `latentflow {step}` first, or give its output folder."
+            )
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except (ValidationError, json.JSONDecodeError) as error:

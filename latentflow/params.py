@@ -57,7 +57,9 @@ class AutoencoderParams(Section):
     def _resolution_fits(self) -> Self:
         factor = 2 ** (len(self.channels) - 1)
         if not self.pretrained and self.resolution % factor:
-            raise ValueError(f"resolution {self.resolution} is not a multiple of {factor}, the factor of {len(self.channels)} levels")
+            raise ValueError(
+                f"resolution {self.resolution} is not a multiple of {factor}, the factor of {len(self.channels)} levels"
+            )
         return self
 
 
@@ -72,7 +74,9 @@ class EncodeParams(Section):
 
 
 class DiffusionParams(Section):
-    definition: Literal["flow"] = Field(description="data and model definition: `flow` is x_t = (1-σ)x_0 + σx_T, velocity")
+    definition: Literal["flow"] = Field(
+        description="data and model definition: `flow` is x_t = (1-σ)x_0 + σx_T, velocity"
+    )
     shift: Positive = Field(description="static shift of the sampling schedule; 1 leaves it linear")
 
 
@@ -116,7 +120,9 @@ class TrainParams(Section):
     steps: Count = Field(description="optimizer steps")
     batch_size: Count = Field(description="global batch: samples per optimizer step over all processes")
     learning_rate: Positive = Field(description="peak learning rate")
-    schedule: Literal["cosine", "one_cycle", "constant"] = Field(description="shape of the learning rate over the steps")
+    schedule: Literal["cosine", "one_cycle", "constant"] = Field(
+        description="shape of the learning rate over the steps"
+    )
     warmup_fraction: Fraction = Field(description="share of the steps in which the learning rate rises")
     weight_decay: float = Field(ge=0, description="AdamW's decoupled weight decay")
     beta2: Annotated[float, Field(gt=0, lt=1)] = Field(description="AdamW's second-moment decay")
@@ -147,8 +153,12 @@ class EvaluateParams(Section):
 
 class RegisterParams(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\- ]*$", description="name of the registered model")
-    champion_alias: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="alias of the model in use; given to the first")
-    challenger_alias: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="alias of a newer model while there is a champion")
+    champion_alias: str = Field(
+        pattern=r"^[a-z][a-z0-9_-]*$", description="alias of the model in use; given to the first"
+    )
+    challenger_alias: str = Field(
+        pattern=r"^[a-z][a-z0-9_-]*$", description="alias of a newer model while there is a champion"
+    )
 
 
 class Params(Section):
@@ -259,4 +269,6 @@ def _set(values: dict[str, Any], override: str) -> None:
 def for_step(params: Params, step: str) -> Section:
     """The sections that ``step`` reads, as its own validated model."""
     model = STEP_INPUTS[step]
-    return model.model_validate({field.alias or name: getattr(params, name) for name, field in model.model_fields.items()})
+    return model.model_validate(
+        {field.alias or name: getattr(params, name) for name, field in model.model_fields.items()}
+    )

@@ -21,7 +21,9 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             row = int((~torch.isfinite(tensor)).flatten(1).any(dim=1).nonzero()[0, 0])
-            raise LatentflowError(f"{path.name}: the encoder gave NaN or infinity in `{key}` for row {row} of the shard.")
+            raise LatentflowError(
+                f"{path.name}: the encoder gave NaN or infinity in `{key}` for row {row} of the shard."
+            )
     with atomic_file(path) as temporary:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
 
@@ -29,9 +31,13 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
 def describe_shard(folder: Path, path: Path, split: str) -> Shard:
     """The manifest's entry of a shard: its keys with shape and type, its count and sha256."""
     with safe_open(path, framework="pt") as file:
-        keys = {key: (file.get_slice(key).get_shape(), str(file.get_slice(key).get_dtype())) for key in sorted(file.keys())}
+        keys = {
+            key: (file.get_slice(key).get_shape(), str(file.get_slice(key).get_dtype())) for key in sorted(file.keys())
+        }
     count = keys["latents"][0][0]
-    return Shard(file=path.relative_to(folder).as_posix(), split=split, count=count, sha256=sha256_file(path), keys=keys)
+    return Shard(
+        file=path.relative_to(folder).as_posix(), split=split, count=count, sha256=sha256_file(path), keys=keys
+    )
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,9 @@ class EncodedSet:
         for shard in manifest.shards if verify else []:
             path = folder / shard.file
             if not path.is_file() or sha256_file(path) != shard.sha256:
-                raise LatentflowError(f"{path} is missing or not the file that was encoded; run `latentflow encode` again.")
+                raise LatentflowError(
+                    f"{path} is missing or not the file that was encoded; run `latentflow encode` again."
+                )
         return cls(folder, manifest)
 
     @staticmethod

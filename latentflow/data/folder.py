@@ -35,8 +35,9 @@ class FolderSource:
     def candidates(self) -> Iterator[Candidate]:
         for number, row in self._rows():
             if missing := [column for column in COLUMNS if column not in row]:
+                found = ", ".join(map(str, row))
                 raise LatentflowError(
-                    f"{self.metadata}, row {number}: no column {' or '.join(missing)} (found {', '.join(map(str, row))}); "
+                    f"{self.metadata}, row {number}: no column {' or '.join(missing)} (found {found}); "
                     f"the columns are {' and '.join(COLUMNS)}."
                 )
             name = row["file_name"]

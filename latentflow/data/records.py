@@ -57,7 +57,8 @@ class RecordWriter:
         self.folder = folder
         self._records: list[Record] = []
         self._digest = hashlib.sha256()
-        self._tar = tarfile.open(folder / MEDIA, "w", format=tarfile.PAX_FORMAT)
+        # Closed by finish; a folder that is never finished is thrown away whole.
+        self._tar = tarfile.open(folder / MEDIA, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
 
     def add(self, checked: Checked, split: str) -> None:
         info = tarfile.TarInfo(f"{len(self._records):08d}")
@@ -66,7 +67,9 @@ class RecordWriter:
         offset = self._tar.offset - -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         sha256 = hashlib.sha256(checked.picture).hexdigest()
         self._records.append(
-            Record(checked.id, info.name, checked.width, checked.height, checked.caption, split, sha256, offset, info.size)
+            Record(
+                checked.id, info.name, checked.width, checked.height, checked.caption, split, sha256, offset, info.size
+            )
         )
         self._digest.update("\0".join((checked.id, checked.caption, split, sha256)).encode() + b"\n")
 

@@ -12,7 +12,7 @@ from latentflow.data.sources import Candidate
 MAX_CAPTION = 10_000
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A candidate that does not become a record; the message is the reason."""
 
 
@@ -28,34 +28,34 @@ class Checked:
 
 
 def check(candidate: Candidate, min_side: int) -> Checked:
-    """Checks caption and picture. Raises Refused with the reason."""
+    """Checks caption and picture. Raises RefusedError with the reason."""
     caption = _caption(candidate.caption)
     try:
         picture = candidate.read()
     except (OSError, ValueError) as error:
-        raise Refused(str(error)) from None
+        raise RefusedError(str(error)) from None
     width, height = _size(picture)
     if min(width, height) < min_side:
-        raise Refused(f"the picture is {width}x{height}, below ingest.min_side {min_side}")
+        raise RefusedError(f"the picture is {width}x{height}, below ingest.min_side {min_side}")
     return Checked(candidate.id, caption, picture, width, height)
 
 
 def _caption(value: Any) -> str:
     if not isinstance(value, str):
-        raise Refused(f"the caption is not text but {type(value).__name__}")
+        raise RefusedError(f"the caption is not text but {type(value).__name__}")
     caption = value.strip()
     if not caption:
-        raise Refused("the caption is empty")
+        raise RefusedError("the caption is empty")
     if len(caption) > MAX_CAPTION:
-        raise Refused(f"the caption has {len(caption)} characters, above {MAX_CAPTION}")
+        raise RefusedError(f"the caption has {len(caption)} characters, above {MAX_CAPTION}")
     if "\x00" in caption:
-        raise Refused("the caption holds a NUL character")
+        raise RefusedError("the caption holds a NUL character")
     return caption
 
 
 def _size(picture: bytes) -> tuple[int, int]:
     if not picture:
-        raise Refused("the picture has no bytes")
+        raise RefusedError("the picture has no bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -63,8 +63,8 @@ def _size(picture: bytes) -> tuple[int, int]:
                 image.load()
                 return image.size
     except UnidentifiedImageError:
-        raise Refused("the picture is of no format that Pillow reads") from None
+        raise RefusedError("the picture is of no format that Pillow reads") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Refused("the picture is too large to decode safely") from None
+        raise RefusedError("the picture is too large to decode safely") from None
     except (OSError, ValueError, SyntaxError) as error:
-        raise Refused(f"the picture cannot be decoded: {error}") from None
+        raise RefusedError(f"the picture cannot be decoded: {error}") from None

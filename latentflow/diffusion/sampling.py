@@ -1,6 +1,7 @@
 """From noise to data: the σ grid, guidance, and the iteration."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,6 +25,6 @@ def euler(definition: Definition, predict: Callable[[Tensor, Tensor], Tensor], x
     """Iterates the seed's step along ``sigmas`` from ``xT`` (n, ...); ``predict(x_t, sigma)`` is the model's output."""
     _, b = definition.data(sigmas[0].double())
     xt = b.to(xT.dtype) * xT
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         xt = definition.step(xt, predict(xt, sigma), sigma, sigma_next)
     return xt

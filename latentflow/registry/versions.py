@@ -64,6 +64,7 @@ def _create(
     model_id = log_model(client, package, model_run)
     _copy_metrics(client, evaluation_run, model_id)
     _ensure_model(client, name)
+    sampler = f"{package.generation['steps']} steps, guidance {package.generation['guidance']:g}"
     # A local registry looks the model up through MLflow's global address instead of the client's own.
     with store.environment("MLFLOW_TRACKING_URI", tracking_uri()):
         return client.create_model_version(
@@ -72,7 +73,7 @@ def _create(
             run_id=model_run,
             model_id=model_id,
             tags=version_tags(package.model, package.evaluation, evaluation_run),
-            description=f"{package.model.pipeline_class}, {package.generation['steps']} steps, guidance {package.generation['guidance']}",
+            description=f"{package.model.pipeline_class}, {sampler}",
         )
 
 

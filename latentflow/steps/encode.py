@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 
 def run(inputs: EncodeInputs, records: Path, autoencoder: Path, out: Path, force_rerun: str = "") -> EncodedManifest:
     """Writes latents and text of every record as shards, with the encoders' files for the finished pipeline."""
-    digests = {"records": RecordsManifest.read(records).digest, "autoencoder": AutoencoderManifest.read(autoencoder).digest}
+    digests = {
+        "records": RecordsManifest.read(records).digest,
+        "autoencoder": AutoencoderManifest.read(autoencoder).digest,
+    }
     key = fingerprint("encode", VERSION, inputs, digests, force_rerun)
     with work_folder("encode", key) as work:
         done = work / "done"
@@ -100,7 +103,12 @@ def _origin(records: RecordsManifest) -> dict[str, str]:
 
 
 def _shards(
-    params: EncodeParams, parts: Path, record_set: "RecordSet", vae: "AutoencoderKL", text: "TextEncoder", resolution: int
+    params: EncodeParams,
+    parts: Path,
+    record_set: "RecordSet",
+    vae: "AutoencoderKL",
+    text: "TextEncoder",
+    resolution: int,
 ) -> list[Shard]:
     """Encodes the shards that are not there yet; a shard is a run of ``shard_size`` records of one split."""
     from latentflow.data.encoded import describe_shard, write_shard
@@ -174,6 +182,8 @@ def _check_scale(mean: list[float], std: list[float], trained: bool) -> None:
     off = max(abs(m) for m in mean) > 0.1 or not all(0.9 < s < 1.1 for s in std)
     shown = f"mean {[round(m, 2) for m in mean]}, standard deviation {[round(s, 2) for s in std]}"
     if off and trained:
-        raise LatentflowError(f"the trained VAE's latents should have mean 0 and deviation 1 per channel, found {shown}.")
+        raise LatentflowError(
+            f"the trained VAE's latents should have mean 0 and deviation 1 per channel, found {shown}."
+        )
     if off:
         log.warning("latents are not of unit scale (%s); does the VAE's config lack its scaling_factor?", shown)

@@ -28,7 +28,7 @@ def run(inputs: IngestInputs, out: Path, force_rerun: str = "") -> RecordsManife
     """
     from latentflow.data.records import QUARANTINE, RecordWriter, split_of
     from latentflow.data.sources import open_source
-    from latentflow.data.validation import Refused, check
+    from latentflow.data.validation import RefusedError, check
 
     params = inputs.ingest
     source = open_source(params.source)
@@ -39,10 +39,10 @@ def run(inputs: IngestInputs, out: Path, force_rerun: str = "") -> RecordsManife
         for candidate in track(_chosen(source, params.limit), "ingest", unit="records"):
             try:
                 if candidate.id in seen:
-                    raise Refused("the id (file_name) was there before; the first one is kept")
+                    raise RefusedError("the id (file_name) was there before; the first one is kept")
                 seen.add(candidate.id)
                 checked = check(candidate, params.min_side)
-            except Refused as reason:
+            except RefusedError as reason:
                 refused.append({"id": candidate.id, "reason": str(reason)})
                 continue
             writer.add(checked, split_of(candidate.id, params.validation_fraction, params.test_fraction))
@@ -62,7 +62,12 @@ def run(inputs: IngestInputs, out: Path, force_rerun: str = "") -> RecordsManife
         )
         write_json(folder / "metrics.json", {"records": sum(counts.values()), "refused": len(refused), **counts})
         manifest.write(folder)
-    log.info("%d records (%s), %d refused", sum(counts.values()), ", ".join(f"{n} {s}" for s, n in counts.items()), len(refused))
+    log.info(
+        "%d records (%s), %d refused",
+        sum(counts.values()),
+        ", ".join(f"{n} {s}" for s, n in counts.items()),
+        len(refused),
+    )
     return manifest
 
 
@@ -86,8 +91,8 @@ def _verdict(params: IngestParams, refused: list[dict[str, str]], counts: dict[s
         write_text(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in refused))
         examples = "; ".join(f"{row['id']}: {row['reason']}" for row in refused[:3])
         raise LatentflowError(
-            f"{len(refused)} of {total} records were refused, above ingest.max_bad_fraction {params.max_bad_fraction:g} "
-            f"({examples}); the whole list is in {kept}."
+            f"{len(refused)} of {total} records were refused, above ingest.max_bad_fraction "
+            f"{params.max_bad_fraction:g} ({examples}); the whole list is in {kept}."
         )
     for split, count in counts.items():
         if count == 0:

@@ -38,11 +38,13 @@ def run(inputs: TrainInputs, encoded: Path, autoencoder: Path, out: Path, force_
     manifest = EncodedManifest.read(encoded)
     vae_manifest = AutoencoderManifest.read(autoencoder)
     if manifest.inputs["autoencoder"] != vae_manifest.digest:
-        raise LatentflowError(f"{encoded} was encoded with another autoencoder than {autoencoder}; run `latentflow encode`.")
+        raise LatentflowError(
+            f"{encoded} was encoded with another autoencoder than {autoencoder}; run `latentflow encode`."
+        )
     if inputs.train.batch_size > manifest.counts["train"]:
         raise LatentflowError(
-            f"train.batch_size {inputs.train.batch_size} is larger than the {manifest.counts['train']} training records; "
-            "lower it or add records."
+            f"train.batch_size {inputs.train.batch_size} is larger than the {manifest.counts['train']} training "
+            "records; lower it or add records."
         )
     digests = {"encoded": manifest.digest, "autoencoder": vae_manifest.digest}
     key = fingerprint("train", VERSION, inputs, digests, force_rerun)
@@ -57,7 +59,9 @@ def run(inputs: TrainInputs, encoded: Path, autoencoder: Path, out: Path, force_
     return ModelManifest.read(out)
 
 
-def _train(inputs: TrainInputs, encoded: Path, autoencoder: Path, work: Path, key: str, digests: dict[str, str]) -> None:
+def _train(
+    inputs: TrainInputs, encoded: Path, autoencoder: Path, work: Path, key: str, digests: dict[str, str]
+) -> None:
     from latentflow import denoisers
     from latentflow.data.encoded import EncodedSet
     from latentflow.denoisers import FAMILIES, Denoiser
@@ -125,7 +129,9 @@ def _observed(
             run.log_dataset("encoded", digest, str(encoded_set.folder), "training")
 
             def draw(latents: "Tensor", step: int) -> None:
-                sheet = grid(to_images(vae_room.decode(vae, latents)), columns=4, scale=max(1, 128 // vae.config.sample_size))
+                sheet = grid(
+                    to_images(vae_room.decode(vae, latents)), columns=4, scale=max(1, 128 // vae.config.sample_size)
+                )
                 path = work / "samples" / f"step-{step:07d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 sheet.save(path)
@@ -168,5 +174,9 @@ def _write_curves(curves: "Curves", folder: Path) -> None:
             writer.writerows([f"{value:.6g}" for value in row] for row in curves[name])
     write_json(
         folder / "metrics.json",
-        {"train_loss": curves["train"][-1][1], "validation_loss": curves["validation"][-1][1], "steps": curves["train"][-1][0]},
+        {
+            "train_loss": curves["train"][-1][1],
+            "validation_loss": curves["validation"][-1][1],
+            "steps": curves["train"][-1][0],
+        },
     )

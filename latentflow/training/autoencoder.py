@@ -26,13 +26,15 @@ class Curve:
 
 
 def train(params: AutoencoderParams, pixels: Tensor) -> tuple[AutoencoderKL, list[Curve]]:
-    """Trains a VAE on ``pixels`` (n, 3, r, r) in [-1, 1] by L1 + L2 + KL; its latents end with mean 0 and deviation 1."""
+    """Trains a VAE on ``pixels`` (n, 3, r, r) in [-1, 1] by L1 + L2 + KL; also returns its curve."""
     accelerator = devices.accelerator(params.precision)
     vae = vae_room.build(
         params.resolution, params.channels, params.latent_channels, params.layers_per_block, params.seed
     ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(vae.parameters(), lr=params.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, params.learning_rate, total_steps=params.steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, params.learning_rate, total_steps=params.steps, pct_start=0.1
+    )
     vae, optimizer = accelerator.prepare(vae, optimizer)
     curve: list[Curve] = []
     for step in track(range(params.steps), "autoencoder", unit="steps"):

@@ -65,7 +65,9 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def _flat_state(optimizer: Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as ``<parameter number>.<name>`` tensors; hyperparameters come from the parameters."""
     state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": tensor.contiguous() for number, entry in state.items() for name, tensor in entry.items()}
+    return {
+        f"{number}.{name}": tensor.contiguous() for number, entry in state.items() for name, tensor in entry.items()
+    }
 
 
 def _load_flat_state(optimizer: Optimizer, flat: dict[str, Tensor]) -> None:

@@ -170,8 +170,8 @@ class _Window:
         loss, norm = torch.stack(self._losses).mean().item(), torch.stack(self._norms).mean().item()
         if not math.isfinite(loss):
             raise LatentflowError(
-                f"the loss is {loss} before step {step}: lower train.learning_rate (now {self._params.learning_rate:g}); "
-                f"the last good checkpoint is below {checkpoints}."
+                f"the loss is {loss} before step {step}: lower train.learning_rate "
+                f"(now {self._params.learning_rate:g}); the last good checkpoint is below {checkpoints}."
             )
         now = time.perf_counter()
         images = self._params.batch_size * len(self._losses)

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from registry_helpers import FOREIGN_RUN, INPUTS, MODEL_METRICS, NAME, model_man
 
 from latentflow.errors import LatentflowError, RegistryError
 from latentflow.manifest import RegistrationManifest
-from latentflow.registry import store, tracking
+from latentflow.registry import glance, store, tracking
 from latentflow.steps import register
 
 
@@ -94,6 +97,15 @@ def test_a_clone_with_another_store_rebuilds_what_its_store_lacks(
     assert children(first.mlflow_run_id) == 1
     again = write_evaluation(tmp_path / "again", "b" * 64, guidance=4.0)
     assert register.run(INPUTS, model, again, tmp_path / "registration").mlflow_run_id == first.mlflow_run_id
+
+
+def test_a_deleted_version_is_registered_anew(project: Path, model: Path, evaluation: Path, tmp_path: Path) -> None:
+    out = tmp_path / "registration"
+    register.run(INPUTS, model, evaluation, out)
+    store.connect().delete_model_version(NAME, "1")
+    second = register.run(INPUTS, model, evaluation, out)
+    assert (second.version, second.alias) == ("2", "champion")
+    assert glance.registered(INPUTS.register_, "d" * 64, "e" * 64) is not None
 
 
 def test_an_upload_that_broke_off_is_made_anew(
@@ -185,3 +197,50 @@ def test_the_package(project: Path, model: Path, evaluation: Path, tmp_path: Pat
         "height": 16,
         "width": 16,
     }
+
+
+def test_nothing_to_do_is_found_out_without_importing_mlflow(
+    project: Path, model: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    first = register.run(INPUTS, model, evaluation, tmp_path / "registration")
+    script = """
+import sys
+from pathlib import Path
+from latentflow.params import RegisterInputs
+from latentflow.steps import register
+inputs, *folders = sys.argv[1:]
+register.run(RegisterInputs.model_validate_json(inputs), *map(Path, folders))
+assert not {"mlflow", "torch", "diffusers"} & set(sys.modules)
+"""
+    out = tmp_path / "again"
+    inputs = INPUTS.model_dump_json(by_alias=True)
+    subprocess.run([sys.executable, "-c", script, inputs, str(model), str(evaluation), str(out)], check=True)
+    assert RegistrationManifest.read(out) == first
+
+
+@pytest.mark.parametrize(
+    ("champion", "challenger", "alias"),
+    [("1", None, "champion"), ("2", "1", "challenger"), ("2", "2", None), (None, "1", None), (None, None, None)],
+)
+def test_the_glance_answers_only_where_nothing_is_to_be_done(
+    registered: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    champion: str | None,
+    challenger: str | None,
+    alias: str | None,
+) -> None:
+    """A copy of the registry with other aliases; version 2 need not exist for an alias to point at it."""
+    copy = tmp_path / "mlflow.db"
+    shutil.copy(registered / "mlruns" / "mlflow.db", copy)
+    with sqlite3.connect(copy) as connection:
+        connection.execute("delete from registered_model_aliases")
+        rows = [(NAME, "champion", champion), (NAME, "challenger", challenger)]
+        query = "insert into registered_model_aliases (name, alias, version) values (?, ?, ?)"
+        connection.executemany(query, [row for row in rows if row[2]])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy}")
+    found = glance.registered(INPUTS.register_, "d" * 64, "e" * 64)
+    assert (found and found.alias) == alias
+    assert glance.registered(INPUTS.register_, "d" * 64, "0" * 64) is None
+    copy.write_text("not a database")
+    assert glance.registered(INPUTS.register_, "d" * 64, "e" * 64) is None
