@@ -7,7 +7,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types check kubeflow-compile kubeflow-local clean
+.PHONY: help setup demo test test-slow test-all lint types check kubeflow-compile kubeflow-local mlflow-ui clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -26,15 +26,17 @@ setup: $(VENV)/.installed ## make the virtual environment with pinned dependenci
 demo: setup ## run the whole pipeline on the emoji data: dvc repro, about 20 minutes on 2 cores
 	@dvc repro
 	@echo
-	@echo "gallery:  data/evaluation/gallery.png     report: data/evaluation/report.html"
-	@echo "metrics:  dvc metrics show                MLflow: make mlflow-ui"
-	@latentflow where
+	@echo "gallery  data/evaluation/gallery.png      report  data/evaluation/report.html"
+	@echo "metrics  data/evaluation/metrics.json     model   models:/latentflow-emoji@champion (make mlflow-ui)"
+	@echo "next     $(BIN)/latentflow generate --model models:/latentflow-emoji@champion --prompt 'red heart' --out heart.png"
 
 test: setup ## pass the tests that need no server, in under 15 minutes on 2 cores
 	pytest -m "not slow"
 
-test-all: setup ## all tests
-	pytest
+test-slow: setup ## the tests that need servers, whole pipeline runs or kill loops
+	pytest -m slow
+
+test-all: test test-slow ## all tests
 
 lint: setup ## style
 	ruff check .
