@@ -36,7 +36,7 @@ def run(name: str, overrides: list[str], seconds: float) -> str:
     """Trains and judges one variant; returns its row."""
     folder = WORK / name.replace(" ", "_").replace(",", "")
 
-    def inputs(step: str, *more: str):  # noqa: ANN202
+    def inputs(step: str, *more: str):
         return parameters.for_step(parameters.load(ROOT / "params.yaml", [*overrides, *more]), step)
 
     ingest.run(inputs("ingest"), folder / "records")
