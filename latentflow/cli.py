@@ -1,7 +1,9 @@
 """The command line: parsing and printing; each step's work is in latentflow.steps."""
 
 import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +34,7 @@ Model = Annotated[Path, typer.Option(help="Folder that train wrote.")]
 Evaluation = Annotated[Path, typer.Option(help="Folder that evaluate wrote.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; replaced when the step succeeds.")]
 
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 PARAMS = Path("params.yaml")
 RECORDS, AUTOENCODER, ENCODED = Path("data/records"), Path("data/autoencoder"), Path("data/encoded")
 MODEL, EVALUATION, REGISTRATION = Path("data/model"), Path("data/evaluation"), Path("data/registration")
@@ -203,8 +206,12 @@ def _done(result: str, next_command: str) -> None:
 def main() -> None:
     """Entry point: runs a command and turns a user's error into one message and exit code 1 (2 for parameters)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "alembic", "mlflow", "diffusers", "transformers"):
+    for noisy in ("httpx", "alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # These libraries set up their own printing when they are imported; our bars and lines say what matters.
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", message="Cannot enable progress bars")
     _exit_on(app)
 
 

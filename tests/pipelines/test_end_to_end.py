@@ -1,0 +1,208 @@
+"""The whole pipeline, tiny, in a clone of the project: through DVC, again, changed, pulled, and through Kubeflow."""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from latentflow.manifest import Manifest
+from latentflow.params import STEP_INPUTS, load
+from pipelines import local
+from pipelines.configuration import PARAMS, PROJECT, as_settings, read_overrides
+
+LEFT_OUT = (".venv", "data", "mlruns", ".latentflow")
+# A run must not find another run's work, nor talk to a server that the environment names.
+INHERITED = ("LATENTFLOW_", "MLFLOW_", "DVC_", "KFP_")
+
+
+def copy_project(target: Path) -> None:
+    """The project as a clone would have it, with changes that are not committed yet."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        source = PROJECT / name
+        if name.split("/")[0] not in LEFT_OUT and source.is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target / name)
+    for command in (["init"], ["add", "--all"], ["commit", "--message", "clone"]):
+        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+        subprocess.run(["git", *identity, *command, "--quiet"], cwd=target, check=True)
+
+
+def environment(project: Path, store: Path) -> dict[str, str]:
+    """The copy's code, this Python's programs, a store of its own, one thread count for both shells."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(INHERITED)}
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {
+        **kept,
+        "PATH": programs,
+        "PYTHONPATH": str(project),
+        "LATENTFLOW_STORE": str(store),
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+
+
+def run(command: list[str], project: Path, store: Path) -> str:
+    done = subprocess.run(
+        command,
+        cwd=project,
+        env=environment(project, store),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout[-6000:]}"
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Project:
+    """A clone with the tiny parameters in which `dvc repro` has run once."""
+
+    folder: Path
+    store: Path
+
+    def dvc(self, *arguments: str) -> str:
+        return run([sys.executable, "-m", "dvc", *arguments], self.folder, self.store)
+
+    def latentflow(self, *arguments: str) -> str:
+        return run([sys.executable, "-m", "latentflow.cli", *arguments], self.folder, self.store)
+
+    def set(self, name: str, value: object) -> None:
+        path = self.folder / "params.yaml"
+        values = yaml.safe_load(path.read_text())
+        section, field = name.split(".")
+        values[section][field] = value
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def registration(self) -> dict[str, str]:
+        manifest: dict[str, str] = json.loads((self.folder / "data/registration/manifest.json").read_text())
+        return manifest
+
+
+def stages_run(output: str) -> list[str]:
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    root = tmp_path_factory.mktemp("end-to-end")
+    made = Project(root / "project", root / "dvc-store")
+    copy_project(made.folder)
+    tiny = load(PARAMS, as_settings(read_overrides(local.TINY)))
+    (made.folder / "params.yaml").write_text(yaml.safe_dump(tiny.model_dump(mode="json"), sort_keys=False))
+    assert stages_run(made.dvc("repro")) == list(STEP_INPUTS)
+    yield made
+    # What the runs leave behind is a gigabyte, mostly copies of the text encoder.
+    shutil.rmtree(root)
+
+
+def test_the_same_again_asks_only_the_registry(project: Project) -> None:
+    before = project.registration()
+    assert (before["version"], before["alias"]) == ("1", "champion")
+    assert stages_run(project.dvc("repro")) == ["register"]
+    assert project.registration() == before
+    changed = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=project.folder, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert set(changed) <= {"M", "??", "params.yaml", "dvc.lock"}
+
+
+def test_metrics_and_plots_are_declared(project: Project) -> None:
+    shown = json.loads(project.dvc("metrics", "show", "--json"))[""]["data"]
+    assert {"data/autoencoder/metrics.json", "data/model/metrics.json", "data/evaluation/metrics.json"} <= set(shown)
+    project.dvc("plots", "show", "--out", "plots")
+    page = (project.folder / "plots" / "index.html").read_text()
+    assert "validation_by_sigma" in page or "held-out loss by sigma" in page
+    shutil.rmtree(project.folder / "plots")
+
+
+def test_three_ways_give_the_same_picture(project: Project) -> None:
+    from PIL import Image
+
+    name = "models:/latentflow-tiny@champion"
+    project.latentflow("generate", "--model", name, "--prompt", "red heart", "--seed", "3", "--out", "a.png")
+    project.latentflow("pull", name, "--out", "pulled")
+    through_mlflow = (
+        "import base64, mlflow\n"
+        f"model = mlflow.pyfunc.load_model('{name}')\n"
+        "print('PNG', model.predict({'prompt': ['red heart']}, params={'seed': 3})['image'][0])\n"
+    )
+    through_diffusers = (
+        "import json, torch\n"
+        "from diffusers import DiffusionPipeline\n"
+        "defaults = json.load(open('pulled/generation.json'))\n"
+        "pipe = DiffusionPipeline.from_pretrained('pulled')\n"
+        "picture = pipe('red heart', num_inference_steps=defaults['steps'], guidance_scale=defaults['guidance'],\n"
+        "    height=defaults['height'], width=defaults['width'],\n"
+        "    generator=torch.Generator('cpu').manual_seed(3), **defaults['call']).images[0]\n"
+        "picture.save('c.png')\n"
+    )
+    uri = f"sqlite:///{project.folder / 'mlruns/mlflow.db'}"
+    answer = run(
+        [sys.executable, "-c", f"import os; os.environ['MLFLOW_TRACKING_URI'] = {uri!r}\n" + through_mlflow],
+        project.folder,
+        project.store,
+    )
+    run([sys.executable, "-c", through_diffusers], project.folder, project.store)
+    encoded = re.search(r"^PNG (\S+)$", answer, re.MULTILINE)
+    assert encoded
+    pictures = [
+        Image.open(project.folder / "a.png"),
+        Image.open(io.BytesIO(base64.b64decode(encoded[1]))),
+        Image.open(project.folder / "c.png"),
+    ]
+    first, second, third = (picture.convert("RGB").tobytes() for picture in pictures)
+    assert first == second == third
+    for name in ("a.png", "c.png"):
+        (project.folder / name).unlink()
+    shutil.rmtree(project.folder / "pulled")
+
+
+def test_another_guidance_reruns_evaluation_only_and_coming_back_finds_its_version(project: Project) -> None:
+    given = yaml.safe_load((project.folder / "params.yaml").read_text())["evaluate"]["guidance"]
+    project.set("evaluate.guidance", given + 2)
+    assert stages_run(project.dvc("repro")) == ["evaluate", "register"]
+    changed = project.registration()
+    assert (changed["version"], changed["alias"]) == ("2", "challenger")
+    project.set("evaluate.guidance", given)
+    # DVC has seen these inputs; without `persist` its run cache would skip the command and with it the registry.
+    assert stages_run(project.dvc("repro")) == ["evaluate", "register"]
+    assert project.registration()["version"] == "1"
+
+
+@pytest.mark.timeout(900)
+def test_dvc_and_kubeflow_give_equal_digests(project: Project) -> None:
+    # The package's form keeps the project's defaults; the tiny values come in as overrides, as a user types them.
+    tiny = (project.folder / "params.yaml").read_text()
+    shutil.copy2(PARAMS, project.folder / "params.yaml")
+    root = project.folder.parent / "kubeflow"
+    store = project.folder.parent / "kubeflow-store"
+    run([sys.executable, "-m", "pipelines.local", "--root", str(root)], project.folder, store)
+    (project.folder / "params.yaml").write_text(tiny)
+
+    (outputs,) = (root / "outputs").iterdir()
+    through_kubeflow = {result.step: result.manifest for result in local.collect(outputs)}
+    through_dvc: dict[str, Manifest] = {
+        step: manifest.read(project.folder / "data" / artifact) for step, artifact, manifest, _ in local.OUTPUTS
+    }
+    for what in ("fingerprint", "digest"):
+        expected = {step: getattr(manifest, what) for step, manifest in through_dvc.items()}
+        assert {step: getattr(manifest, what) for step, manifest in through_kubeflow.items()} == expected
