@@ -24,7 +24,7 @@ VARIANTS: dict[str, list[str]] = {
     "16 text tokens": ["encode.max_tokens=16"],
     "learning rate 1e-3": ["train.learning_rate=0.001"],
     "logit-normal mean 0": ["train.sigma_mean=0.0"],
-    "half the autoencoder": ["autoencoder.steps=150"],
+    "half the autoencoder": ["autoencoder.steps=500"],
     "DiT, patch 2, width 256": ["model.pixart.patch_size=2", "model.pixart.heads=4"],
     "UNet (64, 128), pooled text": ["model.denoiser=unet"],
     "UNet (64, 128)": ["model.denoiser=unet", "model.unet.pooled_text=false"],
