@@ -26,9 +26,8 @@ setup: $(VENV)/.installed ## make the virtual environment with pinned dependenci
 demo: setup ## run the whole pipeline on the emoji data: dvc repro, about 20 minutes on 2 cores
 	@dvc repro
 	@echo
-	@echo "gallery  data/evaluation/gallery.png      report  data/evaluation/report.html"
-	@echo "metrics  data/evaluation/metrics.json     model   models:/latentflow-emoji@champion (make mlflow-ui)"
-	@echo "next     $(BIN)/latentflow generate --model models:/latentflow-emoji@champion --prompt 'red heart' --out heart.png"
+	@latentflow summary
+	@echo "      (in this folder: source $(VENV)/bin/activate; MLflow: make mlflow-ui)"
 
 test: setup ## pass the tests that need no server, in under 15 minutes on 2 cores
 	pytest -m "not slow"

@@ -6,12 +6,15 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from latentflow import params as parameters
 from latentflow.errors import LatentflowError, ParamsError
+
+if TYPE_CHECKING:
+    from latentflow.manifest import RegistrationManifest
 
 app = typer.Typer(
     name="latentflow",
@@ -141,12 +144,7 @@ def register(
     from latentflow.steps import register as step
 
     manifest = step.run(inputs, model, evaluation, out, force_rerun)
-    uri = f"models:/{manifest.name}@{manifest.alias}"
-    _done(
-        f"{manifest.name} version {manifest.version} is @{manifest.alias}; gallery in {evaluation / 'gallery.png'}, "
-        f"metrics in {evaluation / 'metrics.json'}",
-        f'latentflow generate --model {uri} --prompt "red heart" --out heart.png',
-    )
+    _show(manifest, evaluation)
 
 
 @app.command()
@@ -158,7 +156,9 @@ def generate(
     out: Annotated[Path, typer.Option(help="PNG to write; several prompts become a grid.")] = Path("picture.png"),
     seed: Annotated[int, typer.Option(help="The same seed gives the same picture.", min=0)] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampler steps; the model's own if left out.", min=1)] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; the model's own if left out.", min=0)] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale, 1 is none; the model's own if left out.", min=1)
+    ] = None,
 ) -> None:
     """Draw pictures with a registered model."""
     from latentflow.files import atomic_file
@@ -184,9 +184,29 @@ def pull(
     typer.echo(f"{model} is in {folder}: DiffusionPipeline.from_pretrained({str(folder)!r}) loads it.")
 
 
+@app.command()
+def summary(
+    registration: Annotated[Path, typer.Option(help="Folder that register wrote.")] = REGISTRATION,
+    evaluation: Evaluation = EVALUATION,
+) -> None:
+    """Say where the last results are and how to draw with the model."""
+    from latentflow.manifest import RegistrationManifest
+
+    _show(RegistrationManifest.read(registration), evaluation)
+
+
+def _show(manifest: "RegistrationManifest", evaluation: Path) -> None:
+    uri = f"models:/{manifest.name}/{manifest.version}"
+    _done(
+        f"gallery in {evaluation / 'gallery.png'}, report in {evaluation / 'report.html'}, metrics in "
+        f"{evaluation / 'metrics.json'}, model {uri} (@{manifest.alias})",
+        f'latentflow generate --model {uri} --prompt "red heart" --out heart.png',
+    )
+
+
 @app.command("params")
 def describe() -> None:
-    """List every parameter with its type and description."""
+    """List every parameter with its description; params.yaml has the values."""
     for section, field in parameters.Params.model_fields.items():
         _describe(field.alias or section, field.annotation)
 

@@ -44,6 +44,11 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def digest_model(name: str) -> str:
+    """What stands for a given model in a content address: a folder's content, else the hub id or built-in name."""
+    return digest_folder(Path(name)) if Path(name).is_dir() else name
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; on success it is synced and renamed over ``path``."""
@@ -75,8 +80,7 @@ def write_json(path: Path, value: Any) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yields an empty temporary folder beside ``folder`` that takes its place on success.
 
-    A folder that was there before is removed only after the new one is complete and synced. Where the
-    folder itself may not be replaced (a mount point), its contents are.
+    A folder that was there before is removed only after the new one is complete and synced.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -110,10 +114,7 @@ def _sync(path: Path) -> None:
 
 
 def copy_tree_or_file(source: Path, target: Path) -> None:
-    """Copies a file or a whole folder; files are reflinked by the system where it can, never hard-linked.
-
-    A hard link would let a later write through one name change the other (a DVC cache, a checkpoint).
-    """
+    """Copies a file or a whole folder. A hard link would let a write through one name change the other."""
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)
     else:

@@ -102,8 +102,10 @@ class EncodedManifest(Manifest):
     latent_std: list[float]
     text_width: int
     max_tokens: int
+    cased: bool
     resolution: int
     sample_prompts: list[str]
+    prompts_sha256: str
     origin: dict[str, str]
 
 

@@ -16,13 +16,13 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**53)]
-Precision = Literal["auto", "no", "bf16", "fp16"]
+Precision = Literal["auto", "no", "bf16"]
 
 
 class Section(BaseModel):
     """A section of params.yaml: unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True, allow_inf_nan=False)
 
 
 class IngestParams(Section):
@@ -133,7 +133,7 @@ class TrainParams(Section):
     sigma_mean: float = Field(description="logit-normal: mean of logit σ; above 0 is nearer to noise")
     sigma_std: Positive = Field(description="logit-normal: standard deviation of logit σ")
     precision: Precision = Field(description="autocast type over fp32 weights; `auto` is bf16 on a GPU, fp32 on a CPU")
-    sample_guidance: float = Field(ge=0, description="guidance scale of the sample grids")
+    sample_guidance: float = Field(ge=1, description="guidance scale of the sample grids")
     log_every: Count = Field(description="steps between logged losses")
     validate_every: Count = Field(description="steps between held-out losses")
     sample_every: Count = Field(description="steps between sample grids")
@@ -142,7 +142,7 @@ class TrainParams(Section):
 
 
 class EvaluateParams(Section):
-    guidance: float = Field(ge=0, description="classifier-free guidance scale; 1 is none")
+    guidance: float = Field(ge=1, description="classifier-free guidance scale; 1 is none")
     steps: Count = Field(description="sampler steps")
     captions: Count = Field(description="training captions drawn and looked up among the real pictures")
     seeds: Count = Field(description="pictures per caption, each with its own seed")
@@ -177,6 +177,13 @@ class Params(Section):
     def _fits_together(self) -> Self:
         if self.train.warmup_fraction == 1 and self.train.schedule != "constant":
             raise ValueError("train.warmup_fraction 1 leaves no step for the schedule; give less than 1")
+        if self.model.denoiser != "unet" and not self.autoencoder.pretrained:
+            patch = getattr(self.model, self.model.denoiser).patch_size
+            side = self.autoencoder.resolution // 2 ** (len(self.autoencoder.channels) - 1)
+            if side % patch:
+                raise ValueError(
+                    f"model.{self.model.denoiser}.patch_size {patch} does not divide latents of {side}x{side}"
+                )
         return self
 
 
@@ -263,7 +270,10 @@ def _set(values: dict[str, Any], override: str) -> None:
         if not isinstance(values.get(parent), dict):
             raise ParamsError(f"--set {override}: there is no section {parent}.")
         values = values[parent]
-    values[field] = yaml.safe_load(text)
+    try:
+        values[field] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ParamsError(f"--set {override}: the value is not YAML.") from None
 
 
 def for_step(params: Params, step: str) -> Section:

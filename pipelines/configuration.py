@@ -60,7 +60,10 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         if not equals or "." not in name:
             raise ParamsError(f"--set {setting}: expected section.field=value.")
-        overrides[name] = yaml.safe_load(text)
+        try:
+            overrides[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ParamsError(f"--set {setting}: the value is not YAML.") from None
     return overrides
 
 

@@ -123,6 +123,8 @@ def training(
 
     for task in (ingested, compressed, prepared, trained, judged, registered):
         kubernetes.use_secret_as_env(task, SECRET, {name: name for name in SECRET_VARIABLES}, optional=True)
+        # For the lineage of the model: which pipeline run it came from.
+        kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
 
 
 def form_fields() -> list[str]:

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+import yaml
 
 PACKAGE = Path(__file__).parents[1] / "latentflow"
 SHELLS = {"kfp", "dvc", "typer"}
@@ -34,6 +35,36 @@ def test_imports_point_one_way(path: Path) -> None:
         outside = {name for name in names if not name.startswith("latentflow.diffusion")}
         assert outside <= {"torch", "collections.abc", "dataclasses", "itertools"}
     assert not {name for name in names if name.split(".")[0] in ("components", "pipelines")}
+
+
+# What every step rests on and no step's result follows from; the registry is told of results, it makes none.
+FOUNDATION = ("params", "files", "manifest", "progress", "errors", "workspace", "registry")
+
+
+def reached(module: str, seen: set[str]) -> set[str]:
+    """The files of latentflow that ``module`` imports, directly or not."""
+    base = PACKAGE.parent / Path(*module.split("."))
+    path = base.with_suffix(".py") if base.with_suffix(".py").is_file() else base / "__init__.py"
+    name = path.relative_to(PACKAGE.parent).as_posix()
+    parts = module.split(".")
+    if name in seen or not path.is_file() or (len(parts) > 1 and parts[1] in FOUNDATION):
+        return seen
+    seen.add(name)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("latentflow"):
+            reached(node.module, seen)
+            for alias in node.names:
+                reached(f"{node.module}.{alias.name}", seen)
+    return seen
+
+
+@pytest.mark.parametrize("step", ["ingest", "autoencoder", "encode", "train", "evaluate"])
+def test_a_dvc_stage_depends_on_all_code_that_makes_its_result(step: str) -> None:
+    stages = yaml.safe_load((PACKAGE.parent / "dvc.yaml").read_text())["stages"]
+    deps = [dep for dep in stages[step]["deps"] if dep.startswith("latentflow/")]
+    files = {name for name in reached(f"latentflow.steps.{step}", set()) if not name.endswith("__init__.py")}
+    assert {name for name in files if not any(name == dep or name.startswith(f"{dep}/") for dep in deps)} == set()
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "steps").glob("*.py")), ids=lambda path: path.name)

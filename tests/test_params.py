@@ -24,6 +24,9 @@ PARAMS = ROOT / "params.yaml"
         ("model.unet.channels=[50, 128]", "model.unet", "multiples of 32"),
         ("autoencoder.resolution=30", "autoencoder", "not a multiple of 4"),
         ("ingest.test_fraction=0.96", "ingest", "nothing is left to train on"),
+        ("model.pixart.patch_size=3", "(whole file)", "does not divide latents of 8x8"),
+        ("train.sigma_mean=.nan", "train.sigma_mean", "finite number"),
+        ("evaluate.guidance=0.5", "evaluate.guidance", "greater than or equal to 1"),
         ("register.name=a/b", "register.name", "should match pattern"),
     ],
 )

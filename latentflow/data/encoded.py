@@ -1,4 +1,4 @@
-"""The encoded set: safetensors shards of latents and text, written whole, memory-mapped when read."""
+"""The encoded set: safetensors shards of latents and text, written whole and checked when opened."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ def describe_shard(folder: Path, path: Path, split: str) -> Shard:
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """One split in memory-mapped tensors, n rows in the order of the records' ids.
+    """One split in tensors (memory-mapped where it is one shard), n rows in the order of the records' ids.
 
     ``latents`` (n, c, h, w) are in the scale that the denoiser sees; ``text`` is (n, tokens, width),
     ``text_mask`` (n, tokens) bool.
@@ -63,17 +63,19 @@ class EncodedSet:
     def __init__(self, folder: Path, manifest: EncodedManifest) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._splits: dict[str, EncodedSplit] = {}
         extra = load_file(folder / PROMPTS)
         self.empty_text, self.empty_mask = extra["empty_text"], extra["empty_mask"]
         self.prompt_text, self.prompt_mask = extra["text"], extra["text_mask"]
 
     @classmethod
-    def open(cls, folder: Path, verify: bool = True) -> "EncodedSet":
-        """Opens the set; with ``verify`` every shard is compared with its sha256 and a wrong one is named."""
+    def open(cls, folder: Path) -> "EncodedSet":
+        """Opens the set; every file is compared with its sha256 and a wrong one is named."""
         manifest = EncodedManifest.read(folder)
-        for shard in manifest.shards if verify else []:
-            path = folder / shard.file
-            if not path.is_file() or sha256_file(path) != shard.sha256:
+        expected = {shard.file: shard.sha256 for shard in manifest.shards} | {PROMPTS: manifest.prompts_sha256}
+        for name, sha256 in expected.items():
+            path = folder / name
+            if not path.is_file() or sha256_file(path) != sha256:
                 raise LatentflowError(
                     f"{path} is missing or not the file that was encoded; run `latentflow encode` again."
                 )
@@ -85,6 +87,12 @@ class EncodedSet:
         return torch.cat([load_file(folder / shard.file)["latents"] for shard in shards if shard.split == "train"])
 
     def split(self, name: str) -> EncodedSplit:
+        """A split's rows, read at the first call."""
+        if name not in self._splits:
+            self._splits[name] = self._read(name)
+        return self._splits[name]
+
+    def _read(self, name: str) -> EncodedSplit:
         shards = [load_file(self.folder / shard.file) for shard in self.manifest.shards if shard.split == name]
         if not shards:
             raise LatentflowError(f"{self.folder} holds no records in the {name} split.")

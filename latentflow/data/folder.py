@@ -17,7 +17,7 @@ COLUMNS = ("file_name", "text")
 class FolderSource:
     """Pictures below ``root``; a record's id is its file name. Extra columns are left alone."""
 
-    license = "unknown"
+    license = ""
     credit = ""
 
     def __init__(self, root: Path) -> None:
@@ -33,7 +33,7 @@ class FolderSource:
         self.revision = sha256_file(self.metadata)[:16]
 
     def candidates(self) -> Iterator[Candidate]:
-        for number, row in self._rows():
+        for number, row in self._readable_rows():
             if missing := [column for column in COLUMNS if column not in row]:
                 found = ", ".join(map(str, row))
                 raise LatentflowError(
@@ -51,6 +51,14 @@ class FolderSource:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, self._parse(number, line)
+
+    def _readable_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        try:
+            yield from self._rows()
+        except UnicodeDecodeError as error:
+            raise LatentflowError(f"{self.metadata} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
+        except csv.Error as error:
+            raise LatentflowError(f"{self.metadata} cannot be read as CSV: {error}.") from None
 
     def _parse(self, number: int, line: str) -> dict[str, Any]:
         try:

@@ -29,6 +29,8 @@ class Checked:
 
 def check(candidate: Candidate, min_side: int) -> Checked:
     """Checks caption and picture. Raises RefusedError with the reason."""
+    if not _encodes(candidate.id):
+        raise RefusedError("the id (file_name) is not valid Unicode")
     caption = _caption(candidate.caption)
     try:
         picture = candidate.read()
@@ -48,9 +50,20 @@ def _caption(value: Any) -> str:
         raise RefusedError("the caption is empty")
     if len(caption) > MAX_CAPTION:
         raise RefusedError(f"the caption has {len(caption)} characters, above {MAX_CAPTION}")
+    if not _encodes(caption):
+        raise RefusedError("the caption is not valid Unicode")
     if "\x00" in caption:
         raise RefusedError("the caption holds a NUL character")
     return caption
+
+
+def _encodes(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can spell and no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _size(picture: bytes) -> tuple[int, int]:

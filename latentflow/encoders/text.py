@@ -27,11 +27,16 @@ class TextEncoder:
     def width(self) -> int:
         return int(self.model.config.hidden_size)
 
+    @property
+    def cased(self) -> bool:
+        """Whether capital letters make another caption."""
+        return bool(self.tokenizer("A B").input_ids != self.tokenizer("a b").input_ids)
+
     @torch.no_grad()
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Captions to hidden states (n, max_tokens, width) float32 and their mask (n, max_tokens) bool.
 
-        Longer captions are cut. This is what the diffusers pipelines do with the same tokenizer and model.
+        Longer captions are cut. The diffusers pipelines do the same, but for PixArt's, which first lowers the captions.
         """
         tokens = self.tokenizer(
             captions, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"

@@ -18,17 +18,17 @@ draws {width}x{height} pixels. Nothing but the libraries below is needed to use 
 
 ## Use
 
-With the command line of latentflow:
+VERSION is the number under which the registry holds this model. With the command line of latentflow:
 
 ```sh
-latentflow generate --model models:/{name}@champion --prompt "{prompt}" --out picture.png
+latentflow generate --model models:/{name}/VERSION --prompt "{prompt}" --out picture.png
 ```
 
 With MLflow alone, from the registry that holds it:
 
 ```python
 import base64, mlflow
-answer = mlflow.pyfunc.load_model("models:/{name}@champion").predict({{"prompt": ["{prompt}"]}}, params={{"seed": 0}})
+answer = mlflow.pyfunc.load_model("models:/{name}/VERSION").predict({{"prompt": ["{prompt}"]}}, params={{"seed": 0}})
 open("picture.png", "wb").write(base64.b64decode(answer["image"][0]))
 ```
 

@@ -28,7 +28,7 @@ def lineage_from_environment() -> dict[str, str]:
         # `dvc repro` itself rewrites dvc.lock while it runs.
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top,glob)**/dvc.lock")
         lineage["git_dirty"] = "true" if changed else "false"
-    elif commit := os.environ.get("LATENTFLOW_GIT_SHA", ""):
+    elif (commit := os.environ.get("LATENTFLOW_GIT_SHA", "unknown")) != "unknown":
         lineage["git_commit"] = commit
     lineage.update({name: os.environ[key] for key, name in _ENVIRONMENT.items() if os.environ.get(key)})
     return lineage

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentflow.errors import LatentflowError
-from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, digest_json, write_json
+from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, digest_json, digest_model, write_json
 from latentflow.manifest import AutoencoderManifest, RecordsManifest, fingerprint
 from latentflow.params import AutoencoderInputs, AutoencoderParams
 from latentflow.workspace import work_folder
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 def run(inputs: AutoencoderInputs, records: Path, out: Path, force_rerun: str = "") -> AutoencoderManifest:
     """Writes ``vae/``, the reconstruction sheet and the PSNR on held-out pictures to ``out``."""
     digests = {"records": RecordsManifest.read(records).digest}
+    if inputs.autoencoder.pretrained:
+        digests["pretrained"] = digest_model(inputs.autoencoder.pretrained)
     key = fingerprint("autoencoder", VERSION, inputs, digests, force_rerun)
     with work_folder("autoencoder", key) as work:
         done = work / "done"
@@ -107,14 +109,15 @@ def _reconstruct(
 
     from latentflow.data.encoded import full_batches
     from latentflow.encoders import vae as vae_room
+    from latentflow.evaluation.metrics import psnr
 
     pixels = record_set.pixels(records, resolution)
     parts = [
         vae_room.decode(vae, vae_room.encode(vae, pixels[rows]))[:new] for rows, new in full_batches(len(pixels), 32)
     ]
     decoded = torch.cat(parts)
-    error = ((decoded - pixels).double() / 2).square().flatten(1).mean(dim=1)
-    return pixels, decoded, float((-10 * error.log10()).mean())
+    values = [psnr(drawn, real, peak=2.0) for drawn, real in zip(decoded, pixels, strict=True)]
+    return pixels, decoded, sum(values) / len(values)
 
 
 def _write_sheet(pixels: "Tensor", decoded: "Tensor", path: Path) -> None:

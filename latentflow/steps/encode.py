@@ -1,11 +1,20 @@
 """encode: frozen encoders turn records into the encoded set, once; training never loads them again."""
 
 import logging
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latentflow.errors import LatentflowError
-from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, digest_json, write_json
+from latentflow.files import (
+    atomic_folder,
+    copy_tree_or_file,
+    digest_folder,
+    digest_json,
+    digest_model,
+    sha256_file,
+    write_json,
+)
 from latentflow.manifest import AutoencoderManifest, EncodedManifest, RecordsManifest, Shard, fingerprint
 from latentflow.params import EncodeInputs, EncodeParams
 from latentflow.progress import track
@@ -27,6 +36,7 @@ def run(inputs: EncodeInputs, records: Path, autoencoder: Path, out: Path, force
     digests = {
         "records": RecordsManifest.read(records).digest,
         "autoencoder": AutoencoderManifest.read(autoencoder).digest,
+        "text_encoder": digest_model(inputs.encode.text_encoder),
     }
     key = fingerprint("encode", VERSION, inputs, digests, force_rerun)
     with work_folder("encode", key) as work:
@@ -34,6 +44,7 @@ def run(inputs: EncodeInputs, records: Path, autoencoder: Path, out: Path, force
         if not done.is_dir():
             # Shards are finished one by one in the work folder, so that a killed run goes on where it was.
             _make(inputs.encode, records, autoencoder, work / "parts", done, key, digests)
+            shutil.rmtree(work / "parts")
         else:
             log.info("the encoded set of these records and encoders is in the work store; nothing to encode")
         with atomic_folder(out) as folder:
@@ -68,14 +79,17 @@ def _make(
         mean, std, shape = _statistics(EncodedSet.train_latents(folder, shards))
         _check_scale(mean, std, trained=AutoencoderManifest.read(autoencoder).trained)
         counts = {split: sum(s.count for s in shards if s.split == split) for split in ("train", "validation", "test")}
-        content = {
+        content: dict[str, Any] = {
             "shards": [shard.model_dump() for shard in shards],
             "text_encoder": digest_folder(folder / "text_encoder"),
             "tokenizer": digest_folder(folder / "tokenizer"),
+            "prompts": sha256_file(folder / PROMPTS),
         }
         write_json(folder / "metrics.json", {"records": sum(counts.values()), "captions_cut": cut})
         EncodedManifest(
             digest=digest_json(content),
+            prompts_sha256=content["prompts"],
+            cased=text.cased,
             fingerprint=key,
             inputs=digests,
             shards=shards,

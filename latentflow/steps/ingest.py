@@ -40,14 +40,14 @@ def run(inputs: IngestInputs, out: Path, force_rerun: str = "") -> RecordsManife
             try:
                 if candidate.id in seen:
                     raise RefusedError("the id (file_name) was there before; the first one is kept")
-                seen.add(candidate.id)
                 checked = check(candidate, params.min_side)
             except RefusedError as reason:
                 refused.append({"id": candidate.id, "reason": str(reason)})
                 continue
+            seen.add(candidate.id)
             writer.add(checked, split_of(candidate.id, params.validation_fraction, params.test_fraction))
         digest, counts = writer.finish()
-        write_text(folder / QUARANTINE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in refused))
+        write_text(folder / QUARANTINE, "".join(json.dumps(row) + "\n" for row in refused))
         _verdict(params, refused, counts)
         manifest = RecordsManifest(
             digest=digest,
@@ -77,7 +77,9 @@ def _chosen(source: "Source", limit: int) -> "Iterator[Candidate] | list[Candida
     if not limit:
         return ordered
     # Not the hash that splits: it would pick the records of one split first.
-    picked = sorted(ordered, key=lambda candidate: hashlib.sha256(f"limit/{candidate.id}".encode()).digest())[:limit]
+    picked = sorted(
+        ordered, key=lambda candidate: hashlib.sha256(f"limit/{candidate.id}".encode("utf-8", "replace")).digest()
+    )[:limit]
     return sorted(picked, key=lambda candidate: candidate.id)
 
 
@@ -88,7 +90,7 @@ def _verdict(params: IngestParams, refused: list[dict[str, str]], counts: dict[s
     share = len(refused) / total
     if share > params.max_bad_fraction:
         kept = store().parent / "quarantine.jsonl"
-        write_text(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in refused))
+        write_text(kept, "".join(json.dumps(row) + "\n" for row in refused))
         examples = "; ".join(f"{row['id']}: {row['reason']}" for row in refused[:3])
         raise LatentflowError(
             f"{len(refused)} of {total} records were refused, above ingest.max_bad_fraction "

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -46,6 +47,8 @@ def run(inputs: TrainInputs, encoded: Path, autoencoder: Path, out: Path, force_
             f"train.batch_size {inputs.train.batch_size} is larger than the {manifest.counts['train']} training "
             "records; lower it or add records."
         )
+    _check_captions(inputs, manifest)
+    _check_processes()
     digests = {"encoded": manifest.digest, "autoencoder": vae_manifest.digest}
     key = fingerprint("train", VERSION, inputs, digests, force_rerun)
     with work_folder("train", key) as work:
@@ -57,6 +60,19 @@ def run(inputs: TrainInputs, encoded: Path, autoencoder: Path, out: Path, force_
         with atomic_folder(out) as folder:
             copy_tree_or_file(done, folder)
     return ModelManifest.read(out)
+
+
+def _check_captions(inputs: TrainInputs, manifest: EncodedManifest) -> None:
+    if manifest.cased and inputs.model.denoiser == "pixart":
+        raise LatentflowError(
+            "model.denoiser: PixArt's pipeline lowers every caption, but encode.text_encoder tells capital letters "
+            "apart, so it would draw from other captions than it was trained on; choose unet or auraflow."
+        )
+
+
+def _check_processes() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise LatentflowError("train runs as one process for now; start it without accelerate launch or torchrun.")
 
 
 def _train(
@@ -130,7 +146,9 @@ def _observed(
 
             def draw(latents: "Tensor", step: int) -> None:
                 sheet = grid(
-                    to_images(vae_room.decode(vae, latents)), columns=4, scale=max(1, 128 // vae.config.sample_size)
+                    to_images(vae_room.decode(vae, latents)),
+                    columns=4,
+                    scale=max(1, 128 // encoded_set.manifest.resolution),
                 )
                 path = work / "samples" / f"step-{step:07d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)

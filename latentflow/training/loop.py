@@ -103,7 +103,7 @@ def train(
         done, last = step + 1, step + 1 == params.steps
         window.add(loss, norm)
         if done % params.log_every == 0 or last:
-            figures = window.close(done, rate, checkpoints)
+            figures = window.close(done, rate)
             curves["train"].append([done, figures["train/loss"], figures["train/gradient_norm"], rate])
             observer.metrics(figures, done)
         if done % params.validate_every == 0 or last:
@@ -114,6 +114,7 @@ def train(
         if done % params.sample_every == 0 or last:
             observer.samples(draw_prompts(averaged, encoded, params, diffusion), done)
         if (done % params.checkpoint_every == 0 or last) and accelerator.is_main_process:
+            _require_finite(loss.item(), done, params)
             state = Progress(done, fingerprint, observer.run_id(), curves)
             checkpoint.save(checkpoints, bare, ema, optimizer, state)
     return ema.model.cpu(), curves
@@ -153,6 +154,14 @@ def draw_prompts(denoiser: Denoiser, encoded: EncodedSet, params: TrainParams, d
     return euler(denoiser.definition, predict, noise.to(device), sigmas).cpu()
 
 
+def _require_finite(loss: float, step: int, params: TrainParams) -> None:
+    if not math.isfinite(loss):
+        raise LatentflowError(
+            f"the loss is {loss} at step {step}: lower train.learning_rate (now {params.learning_rate:g}) or "
+            "train.clip_norm; checkpoints before it are whole."
+        )
+
+
 class _Window:
     """Mean loss, mean gradient norm and rate since it was last closed; one read from the device per window."""
 
@@ -166,13 +175,9 @@ class _Window:
         self._losses.append(loss.detach())
         self._norms.append(norm.detach())
 
-    def close(self, step: int, rate: float, checkpoints: Path) -> dict[str, float]:
+    def close(self, step: int, rate: float) -> dict[str, float]:
         loss, norm = torch.stack(self._losses).mean().item(), torch.stack(self._norms).mean().item()
-        if not math.isfinite(loss):
-            raise LatentflowError(
-                f"the loss is {loss} before step {step}: lower train.learning_rate "
-                f"(now {self._params.learning_rate:g}); the last good checkpoint is below {checkpoints}."
-            )
+        _require_finite(loss, step, self._params)
         now = time.perf_counter()
         images = self._params.batch_size * len(self._losses)
         figures = {

@@ -90,6 +90,7 @@ def test_the_same_data_gives_the_same_bytes(folder: Path, tmp_path: Path) -> Non
         ({"file_name": "bad.png", "text": 3.5}, picture(), "not text but float"),
         ({"file_name": "../secret.png", "text": "x"}, None, "leaves the folder"),
         ({"file_name": "/etc/passwd", "text": "x"}, None, "leaves the folder"),
+        ({"file_name": "bad.png", "text": "\ud83d"}, picture(), "not valid Unicode"),
         ({"file_name": "00.png", "text": "again"}, None, "the first one is kept"),
     ],
 )
@@ -168,3 +169,18 @@ def test_emoji_are_the_pinned_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_an_unknown_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(LatentflowError, match="neither `emoji` nor a folder"):
         ingest.run(inputs(tmp_path / "nowhere"), tmp_path / "records")
+
+
+def test_a_file_that_is_not_utf8_is_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_bytes("file_name,text\n00.png,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(LatentflowError, match=r"metadata\.csv is not UTF-8"):
+        ingest.run(inputs(folder), tmp_path / "records")
+
+
+def test_a_good_row_after_a_refused_one_of_the_same_id_is_kept(folder: Path, tmp_path: Path) -> None:
+    append(folder, file_name="new.png", text="")
+    append(folder, file_name="new.png", text="new")
+    (folder / "new.png").write_bytes(picture())
+    manifest = ingest.run(inputs(folder), tmp_path / "records")
+    assert (sum(manifest.counts.values()), manifest.quarantined) == (41, 1)
