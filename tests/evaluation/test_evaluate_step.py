@@ -16,6 +16,7 @@ from latentflow.data.validation import Checked
 from latentflow.errors import LatentflowError
 from latentflow.evaluation import drawing
 from latentflow.evaluation.drawing import Artist, Request, Settings
+from latentflow.files import sha256_file
 from latentflow.manifest import EncodedManifest, EvaluationManifest, ModelManifest, RecordsManifest
 from latentflow.params import EvaluateInputs, EvaluateParams
 from latentflow.steps import evaluate
@@ -89,6 +90,8 @@ def _write_encoded(folder: Path, records_digest: str) -> None:
         max_tokens=8,
         resolution=RESOLUTION,
         sample_prompts=["red heart"],
+        prompts_sha256=sha256_file(folder / PROMPTS),
+        cased=False,
         origin={},
     ).write(folder)
 

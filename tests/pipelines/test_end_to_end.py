@@ -39,9 +39,9 @@ def copy_project(target: Path) -> None:
         if name.split("/")[0] not in LEFT_OUT and source.is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target / name)
-    for command in (["init"], ["add", "--all"], ["commit", "--message", "clone"]):
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "clone"]):
         identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-        subprocess.run(["git", *identity, *command, "--quiet"], cwd=target, check=True)
+        subprocess.run(["git", *identity, *command], cwd=target, check=True)
 
 
 def environment(project: Path, store: Path) -> dict[str, str]:
