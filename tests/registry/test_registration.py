@@ -182,7 +182,7 @@ def test_the_package(project: Path, model: Path, evaluation: Path, tmp_path: Pat
         "somebody who wants to be named",
         "c0ffee",
         "retrieval/train/top5",
-        f"models:/{NAME}@champion",
+        f"models:/{NAME}/VERSION",
     ):
         assert part in card
     requirements = (folder / "requirements.txt").read_text().split()
