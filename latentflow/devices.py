@@ -22,6 +22,11 @@ def accelerator(precision: str) -> "Accelerator":
     return Accelerator(mixed_precision=precision)
 
 
+def best_device() -> torch.device:
+    """The GPU if there is one, else the CPU: where a frozen model runs."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
     """Inside, new modules draw their weights from ``seed``; the global generator is as before afterwards."""

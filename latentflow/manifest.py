@@ -74,8 +74,6 @@ class AutoencoderManifest(Manifest):
 
     step: str = "autoencoder"
     resolution: int
-    latent_channels: int
-    factor: int
     trained: bool
 
 

@@ -6,10 +6,15 @@ from PIL import Image
 from torch import Tensor
 
 
-def to_images(pixels: Tensor) -> list[Image.Image]:
-    """Pixels (n, 3, h, w) in [-1, 1] to RGB pictures."""
-    bytes_ = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(array) for array in bytes_]
+def to_bytes(pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1] to uint8 of the same shape, the inverse of ``RecordSet.pixels``."""
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """Pixels (3, h, w), uint8 or in [-1, 1], to an RGB picture."""
+    values = to_bytes(pixels) if pixels.is_floating_point() else pixels
+    return Image.fromarray(values.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def grid(images: Sequence[Image.Image], columns: int, scale: int = 1, gap: int = 4) -> Image.Image:

@@ -5,6 +5,7 @@ current folder, outside every step's outputs.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,17 @@ def work_folder(step: str, fingerprint: str) -> Iterator[Path]:
     folder = store() / step / fingerprint[:32]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
+        _sweep(folder)
         yield folder
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what writers that were killed left under temporary names; the caller holds the lock."""
+    for path in list(folder.rglob(".*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def tracking_uri() -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from latentflow.files import atomic_file, atomic_folder, digest_folder, write_json
+from latentflow.workspace import work_folder
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
@@ -56,3 +57,16 @@ def test_manifests_never_hold_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range"):
         write_json(tmp_path / "m.json", {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_writers_leftovers_are_swept_when_work_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTFLOW_STORE", str(tmp_path))
+    with work_folder("train", "f" * 64) as work:
+        (work / "done").mkdir()
+        (work / "parts" / ".done.k1ll3d").mkdir(parents=True)
+        (work / "parts" / ".done.k1ll3d" / "half").write_text("")
+        (work / ".shard.safetensors.k1ll3d").write_text("half")
+    with work_folder("train", "f" * 64) as work:
+        assert sorted(path.relative_to(work).as_posix() for path in work.rglob("*")) == ["done", "parts"]

@@ -3,9 +3,7 @@
 import json
 import statistics
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,16 +60,14 @@ class Drawn:
 
 
 class Artist:
-    """A pipeline loaded once, on the GPU if there is one."""
+    """A pipeline loaded once by the packaged model's own code, on the GPU if there is one."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
-        from diffusers import DiffusionPipeline
+        from latentflow.registry.pyfunc_model import open_pipeline
 
         self.settings = settings
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        with _quiet_loading():
-            self._pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True).to(self.device)
-        self._pipeline.set_progress_bar_config(disable=True)
+        self._pipeline = open_pipeline(folder)
+        self.device = self._pipeline.device.type
         self.pipeline_class = type(self._pipeline).__name__
 
     def draw(self, requests: Sequence[Request], batch_size: int, description: str = "drawing") -> Drawn:
@@ -106,23 +102,3 @@ class Artist:
         )
         images: list[Any] = result.images
         return images
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Loading prints bars for a blink of time and says which text encoder it expected, which is no fault here."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    level = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        diffusers_logging.set_verbosity(level)
-        for library in (diffusers_logging, transformers_logging):
-            library.enable_progress_bar()

@@ -1,24 +1,18 @@
 """Which pictures a person is shown, chosen by rule and not by eye: the gallery's sections and the failures."""
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from latentflow.data.records import RecordSet
 from latentflow.evaluation.gallery import Entry, Section
 from latentflow.evaluation.judge import Asked, Findings
+from latentflow.pictures import to_image
 
 SHOWN = 18
 
 
-def picture(pixels: Tensor) -> Image.Image:
-    """(3, h, w) uint8 as a Pillow image."""
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-
-
 def sections(findings: Findings, records: RecordSet) -> list[Section]:
     """Free prompts, held-out captions and training captions; the first ones of a fixed order, first seed."""
-    free = [Entry(p, (picture(x),)) for p, x in zip(findings.free_prompts, findings.free_pictures, strict=True)]
+    free = [Entry(p, (to_image(x),)) for p, x in zip(findings.free_prompts, findings.free_pictures, strict=True)]
     beside = f"left: drawn, right: real, which comes at this rank among all {len(records.table):,}; not picked by eye"
     return [
         Section("Free prompts", "drawn for captions that may be in no picture", free),
@@ -37,7 +31,7 @@ def failures(findings: Findings, records: RecordSet, count: int = 12) -> Section
         seed = int(seeds[row])
         nearest = records.table[int(asked.retrieval.nearest[row, seed])]
         pictures = (
-            picture(asked.pictures[row, seed]),
+            to_image(asked.pictures[row, seed]),
             records.image(nearest, findings.protocol.resolution),
             records.image(asked.records[row], findings.protocol.resolution),
         )
@@ -53,7 +47,7 @@ def _pairs(asked: Asked, records: RecordSet) -> list[Entry]:
     return [
         Entry(
             asked.records[row].caption,
-            (picture(asked.pictures[row, 0]), records.image(asked.records[row], resolution)),
+            (to_image(asked.pictures[row, 0]), records.image(asked.records[row], resolution)),
             f"rank {int(asked.retrieval.rank[row, 0]):,}",
         )
         for row in chosen

@@ -4,11 +4,11 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from latentflow.diffusion import Definition
 from latentflow.errors import LatentflowError
 from latentflow.evaluation.metrics import Z95
 
@@ -16,14 +16,6 @@ SIGMAS = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)
 """Midpoints of ten equal parts of [0, 1], so that their mean estimates the loss under uniform σ."""
 
 Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-class Noising(Protocol):
-    """The part of a latentflow.diffusion definition that a loss needs."""
-
-    def add_noise(self, x0: Tensor, xT: Tensor, sigma: Tensor) -> Tensor: ...
-
-    def target(self, x0: Tensor, xT: Tensor, sigma: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,7 @@ def heldout_loss(
     x0: Tensor,
     text: Tensor,
     text_mask: Tensor,
-    definition: Noising,
+    definition: Definition,
     sigmas: Sequence[float],
     seed: int,
     batch_size: int,

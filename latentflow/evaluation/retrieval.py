@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latentflow.data.records import Record, RecordSet, spread
 from latentflow.evaluation.metrics import Share, pooled, share
+from latentflow.pictures import to_bytes
 
 SIDE = 16
 _CHUNK = 64
@@ -30,12 +31,7 @@ def choose_captions(records: Sequence[Record], split: str, count: int) -> list[R
 def picture_chunks(records: RecordSet, resolution: int, size: int = 1024) -> Iterator[Tensor]:
     """All real pictures in the table's order as uint8 (<= size, 3, r, r), so that no large set fills the memory."""
     for start in range(0, len(records.table), size):
-        yield to_uint8(records.pixels(records.table[start : start + size], resolution))
-
-
-def to_uint8(pixels: Tensor) -> Tensor:
-    """Float pictures in [-1, 1] to uint8, the inverse of ``RecordSet.pixels``."""
-    return (pixels.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+        yield to_bytes(records.pixels(records.table[start : start + size], resolution))
 
 
 def features(pictures: Tensor) -> Tensor:

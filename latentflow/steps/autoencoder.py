@@ -50,7 +50,6 @@ def _make(params: AutoencoderParams, records: Path, folder: Path, key: str, dige
     vae.save_pretrained(folder / "vae")
     # Judged as it was saved: what is measured is what encode will load.
     vae = vae_room.load_from(folder)
-    factor = vae_room.factor(vae)
     held_out = spread(record_set.split("validation"), 256)
     pixels, decoded, psnr = _reconstruct(vae, record_set, held_out, params.resolution)
     _write_sheet(pixels[:SHEET], decoded[:SHEET], folder / "reconstructions.png")
@@ -61,8 +60,6 @@ def _make(params: AutoencoderParams, records: Path, folder: Path, key: str, dige
         fingerprint=key,
         inputs=digests,
         resolution=params.resolution,
-        latent_channels=vae.config.latent_channels,
-        factor=factor,
         trained=not params.pretrained,
     ).write(folder)
     log.info("VAE: %.1f dB PSNR on %d held-out pictures", psnr, len(held_out))
@@ -122,9 +119,9 @@ def _reconstruct(
 
 def _write_sheet(pixels: "Tensor", decoded: "Tensor", path: Path) -> None:
     """Originals above their reconstructions, eight a row."""
-    from latentflow.pictures import grid, to_images
+    from latentflow.pictures import grid, to_image
 
-    pairs = [image for pair in zip(to_images(pixels), to_images(decoded), strict=True) for image in pair]
+    pairs = [to_image(one) for pair in zip(pixels, decoded, strict=True) for one in pair]
     grid(pairs, columns=8, scale=max(1, 64 // pixels.shape[-1])).save(path)
 
 

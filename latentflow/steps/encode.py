@@ -55,16 +55,15 @@ def run(inputs: EncodeInputs, records: Path, autoencoder: Path, out: Path, force
 def _make(
     params: EncodeParams, records: Path, autoencoder: Path, parts: Path, done: Path, key: str, digests: dict[str, str]
 ) -> None:
-    import torch
-
     from latentflow.data.encoded import PROMPTS, EncodedSet, write_shard
     from latentflow.data.records import RecordSet
+    from latentflow.devices import best_device
     from latentflow.encoders import text as text_room
     from latentflow.encoders import vae as vae_room
 
     text = text_room.load(params.text_encoder, params.max_tokens)
     vae = vae_room.load_from(autoencoder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     vae.to(device)
     text.model.to(device)  # type: ignore[arg-type]
     resolution = AutoencoderManifest.read(autoencoder).resolution

@@ -127,14 +127,13 @@ def _check(plan: "Plan", params: EvaluateParams, records: Path) -> None:
 
 def _heldout(sources: _Sources, params: EvaluateParams) -> "HeldoutLoss":
     """The held-out loss comes first: it is quick, and a model that diverged is not worth drawing with."""
-    import torch
-
     from latentflow import denoisers
     from latentflow.data.encoded import EncodedSet
+    from latentflow.devices import best_device
     from latentflow.diffusion import FLOW
     from latentflow.evaluation.heldout import SIGMAS, heldout_loss
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     denoiser = denoisers.load(sources.pipeline, FLOW)
     denoiser.model.to(device)
     split = EncodedSet.open(sources.encoded_folder).split("test")

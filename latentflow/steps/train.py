@@ -122,7 +122,7 @@ def _observed(
 ) -> "Iterator[tuple[Starter, Callable[[], str]]]":
     """The MLflow run around the loop, opened once the checkpoint has told which run it belongs to."""
     from latentflow.encoders import vae as vae_room
-    from latentflow.pictures import grid, to_images
+    from latentflow.pictures import grid, to_image
     from latentflow.registry.lineage import flat_params
     from latentflow.registry.tracking import training_run
     from latentflow.training.loop import Observer
@@ -146,7 +146,7 @@ def _observed(
 
             def draw(latents: "Tensor", step: int) -> None:
                 sheet = grid(
-                    to_images(vae_room.decode(vae, latents)),
+                    [to_image(one) for one in vae_room.decode(vae, latents)],
                     columns=4,
                     scale=max(1, 128 // encoded_set.manifest.resolution),
                 )

@@ -74,8 +74,3 @@ def test_captions_are_chosen_by_the_records_alone():
 def test_a_caption_is_asked_once():
     records = [record(number, caption=f"digit {number % 10}") for number in range(100)]
     assert len(retrieval.choose_captions(records, "train", 64)) == 10
-
-
-def test_pixels_come_back_as_the_bytes_they_were():
-    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
-    assert torch.equal(retrieval.to_uint8(levels.float() / 127.5 - 1), levels)
