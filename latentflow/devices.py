@@ -18,8 +18,8 @@ def accelerator(precision: str) -> "Accelerator":
     from accelerate import Accelerator
 
     if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return Accelerator(mixed_precision=precision)
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
 
 
 def best_device() -> torch.device:

@@ -16,7 +16,9 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**53)]
-Precision = Literal["auto", "no", "bf16"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+DEFINITIONS = ("flow", "ddpm_epsilon", "ddpm_v_prediction", "ddpm_sample", "trigonometric", "edm")
 
 
 class Section(BaseModel):
@@ -74,10 +76,25 @@ class EncodeParams(Section):
 
 
 class DiffusionParams(Section):
-    definition: Literal["flow"] = Field(
-        description="data and model definition: `flow` is x_t = (1-σ)x_0 + σx_T, velocity"
+    definition: str = Field(
+        pattern=rf"^({'|'.join(DEFINITIONS)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+        description=f"data and model definition: one of {', '.join(DEFINITIONS)}, or your own as module:name",
     )
-    shift: Positive = Field(description="static shift of the sampling schedule; 1 leaves it linear")
+    schedule: Literal["linear", "shift", "dynamic_shift", "cosine", "karras", "discrete", "given"] = Field(
+        description="along which σ pictures are drawn, from noise to data"
+    )
+    shift: Positive = Field(description="shift: factor towards noise; 1 leaves the schedule linear")
+    base_shift: float = Field(description="dynamic_shift: ln of the factor for a picture of 256 tokens")
+    max_shift: float = Field(description="dynamic_shift: ln of the factor for a picture of 4096 tokens")
+    sigma_min: Positive = Field(description="karras: the last σ before 0")
+    rho: Positive = Field(description="karras: how far the steps crowd near data")
+    sigmas: list[float] = Field(description="given: all σ, from the largest to 0")
+
+    @model_validator(mode="after")
+    def _given_sigmas(self) -> Self:
+        if (self.schedule == "given") != bool(self.sigmas):
+            raise ValueError("sigmas and schedule `given` need each other: give both or neither")
+        return self
 
 
 class UNetParams(Section):
@@ -129,9 +146,20 @@ class TrainParams(Section):
     clip_norm: Positive = Field(description="gradients are scaled down to this norm")
     caption_dropout: Fraction = Field(description="share of samples trained with the empty caption, for guidance")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(description="decay of the averaged weights, after a warm-up")
-    sigma_sampling: Literal["logit_normal", "uniform"] = Field(description="distribution of the training σ")
-    sigma_mean: float = Field(description="logit-normal: mean of logit σ; above 0 is nearer to noise")
-    sigma_std: Positive = Field(description="logit-normal: standard deviation of logit σ")
+    sigma_sampling: Literal["logit_normal", "uniform", "log_normal", "mode", "cosmap", "beta", "shifted"] = Field(
+        description="distribution of the training σ"
+    )
+    sigma_stratified: bool = Field(description="draw one σ per equal part of the distribution in every batch")
+    sigma_mean: float = Field(description="logit_normal, log_normal: mean of the logit or log; larger is noisier")
+    sigma_std: Positive = Field(description="logit_normal, log_normal: standard deviation of the logit or log")
+    sigma_mode_scale: float = Field(ge=-1, le=1.75, description="mode: weight of the middle; 0 is uniform")
+    sigma_alpha: Annotated[float, Field(ge=0.5)] = Field(description="beta: first parameter; larger is noisier")
+    sigma_beta: Annotated[float, Field(ge=0.5)] = Field(description="beta: second parameter; larger is cleaner")
+    sigma_shift: Positive = Field(description="shifted: factor towards noise; 1 is uniform")
+    loss_weighting: Literal["none", "min_snr_gamma", "sigma_sqrt", "cosmap", "bsmntw"] = Field(
+        description="what each sample's error weighs, by its σ"
+    )
+    min_snr_gamma: Positive = Field(description="min_snr_gamma: cap of the signal-to-noise ratio")
     precision: Precision = Field(description="autocast type over fp32 weights; `auto` is bf16 on a GPU, fp32 on a CPU")
     sample_guidance: float = Field(ge=1, description="guidance scale of the sample grids")
     log_every: Count = Field(description="steps between logged losses")
@@ -143,6 +171,9 @@ class TrainParams(Section):
 
 class EvaluateParams(Section):
     guidance: float = Field(ge=1, description="classifier-free guidance scale; 1 is none")
+    sampler: Literal["euler", "heun", "dpm_solver_2m", "unipc", "ancestral"] = Field(
+        description="how the model walks from noise to data; `heun` asks it twice per step"
+    )
     steps: Count = Field(description="sampler steps")
     captions: Count = Field(description="training captions drawn and looked up among the real pictures")
     seeds: Count = Field(description="pictures per caption, each with its own seed")

@@ -18,6 +18,8 @@ def build_pipeline(folder: Path) -> Path:
     from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import BertConfig, BertModel
 
+    from latentflow.diffusion import Diffusion
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tokenizer = build_tokenizer(folder.parent / f"{folder.name}-vocab")
@@ -66,6 +68,7 @@ def build_pipeline(folder: Path) -> Path:
     pipeline.save_pretrained(folder)
     generation = {"height": RESOLUTION, "width": RESOLUTION, "call": {}}
     (folder / "generation.json").write_text(json.dumps(generation), encoding="utf-8")
+    (folder / "diffusion.json").write_text(json.dumps(Diffusion().to_json()), encoding="utf-8")
     return folder
 
 

@@ -1,5 +1,5 @@
 """Adapters from one call signature to diffusers' denoiser classes, and their native pipelines."""
 
-from latentflow.denoisers.families import FAMILIES, Denoiser, Family, build, load
+from latentflow.denoisers.families import DIFFUSION, FAMILIES, Denoiser, Family, build, load, read_diffusion
 
-__all__ = ["FAMILIES", "Denoiser", "Family", "build", "load"]
+__all__ = ["DIFFUSION", "FAMILIES", "Denoiser", "Family", "build", "load", "read_diffusion"]

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, AutoencoderKL
+from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, AutoencoderKL, SchedulerMixin
 from torch import Tensor, nn
 
 from latentflow.denoisers.pixart import check_patches
-from latentflow.denoisers.schedulers import flow_euler
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
 
@@ -17,6 +16,7 @@ class AuraFlow:
     subfolder = "transformer"
     model_class = "AuraFlowTransformer2DModel"
     pipeline_class = "AuraFlowPipeline"
+    flow_pipeline = True
 
     def build(self, params: ModelParams, latent_shape: list[int], text_width: int) -> AuraFlowTransformer2DModel:
         sizes = params.auraflow
@@ -40,14 +40,14 @@ class AuraFlow:
         return output
 
     def pipeline(
-        self, model: AuraFlowTransformer2DModel, vae: AutoencoderKL, text: TextEncoder, shift: float
+        self, model: AuraFlowTransformer2DModel, vae: AutoencoderKL, text: TextEncoder, scheduler: SchedulerMixin
     ) -> AuraFlowPipeline:
         return AuraFlowPipeline(
             vae=vae,
             text_encoder=text.model,
             tokenizer=text.tokenizer,
             transformer=model,
-            scheduler=flow_euler(shift),
+            scheduler=scheduler,
         )
 
     def call_arguments(self, max_tokens: int) -> dict[str, Any]:

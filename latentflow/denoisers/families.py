@@ -1,18 +1,19 @@
 """A family is a denoiser class of diffusers with the pipeline it ships in; a Denoiser is one of its models."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import Tensor, nn
 
 from latentflow.denoisers.auraflow import AuraFlow
 from latentflow.denoisers.pixart import PixArt
 from latentflow.denoisers.unet import UNet
 from latentflow.devices import seeded_weights
-from latentflow.diffusion import Definition
+from latentflow.diffusion import Definition, Diffusion
 from latentflow.encoders.text import TextEncoder
 from latentflow.errors import LatentflowError
 from latentflow.params import ModelParams
@@ -24,6 +25,8 @@ class Family(Protocol):
     subfolder: str
     model_class: str
     pipeline_class: str
+    flow_pipeline: bool
+    """Whether the pipeline never scales its initial noise, so that it fits flow matching's own scheduler only."""
 
     def build(self, params: ModelParams, latent_shape: list[int], text_width: int) -> ModelMixin:
         """A new model for latents of shape (c, h, w) and captions of ``text_width``."""
@@ -31,12 +34,17 @@ class Family(Protocol):
     def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """The model's output (n, c, h, w) for x_t, timesteps in thousandths (n,), text (n, t, w), mask (n, t)."""
 
-    def pipeline(self, model: ModelMixin, vae: AutoencoderKL, text: TextEncoder, shift: float) -> DiffusionPipeline:
-        """The native pipeline with the scheduler that training used."""
+    def pipeline(
+        self, model: ModelMixin, vae: AutoencoderKL, text: TextEncoder, scheduler: SchedulerMixin
+    ) -> DiffusionPipeline:
+        """The native pipeline around the model."""
 
     def call_arguments(self, max_tokens: int) -> dict[str, Any]:
         """What the pipeline's call must be given so that it conditions as training did."""
 
+
+DIFFUSION = "diffusion.json"
+"""Beside model_index.json: what training and sampling must agree on."""
 
 FAMILIES: dict[str, Family] = {"unet": UNet(), "pixart": PixArt(), "auraflow": AuraFlow()}
 
@@ -51,8 +59,15 @@ class Denoiser:
 
     def predict(self, xt: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """Model output for x_t (n, c, h, w); ``sigma`` is (n,) or a scalar, text (n, t, w), mask (n, t) bool."""
-        timestep = self.definition.timestep(sigma.double()).to(device=xt.device, dtype=torch.float32).expand(len(xt))
-        return self.family.predict(self.model, xt, timestep, text, mask)
+        sigma = sigma.double()
+        timestep = self.definition.timestep(sigma).to(device=xt.device, dtype=torch.float32).expand(len(xt))
+        scale = self.definition.input_scale(sigma).to(device=xt.device, dtype=xt.dtype).expand(len(xt))
+        return self.family.predict(self.model, xt * scale[:, None, None, None], timestep, text, mask)
+
+    def tokens(self, latent_shape: list[int]) -> int:
+        """How many tokens a picture is; a UNet, which has none, counts patches of 2x2 as others do."""
+        patch: int = getattr(self.model.config, "patch_size", 2)
+        return latent_shape[1] * latent_shape[2] // patch**2
 
 
 def build(params: ModelParams, latent_shape: list[int], text_width: int, seed: int) -> ModelMixin:
@@ -65,15 +80,34 @@ def build(params: ModelParams, latent_shape: list[int], text_width: int, seed: i
         raise LatentflowError(f"model.{name} does not fit latents of shape {tuple(latent_shape)}: {error}") from None
 
 
-def load(folder: Path, definition: Definition) -> Denoiser:
-    """The frozen denoiser of a saved pipeline folder."""
+def read_diffusion(folder: Path) -> Diffusion:
+    """The definition and schedule with which a saved pipeline folder was trained."""
+    path = folder / DIFFUSION
+    if not path.is_file():
+        raise LatentflowError(f"{folder} holds no {DIFFUSION}: run `latentflow train` again.")
+    try:
+        diffusion = Diffusion.from_json(json.loads(path.read_text(encoding="utf-8")))
+        diffusion.definition  # noqa: B018  a user's own definition must be found now
+    except ValueError as error:
+        raise LatentflowError(f"{path}: {error}.") from None
+    return diffusion
+
+
+def load(folder: Path) -> Denoiser:
+    """The frozen denoiser of a saved pipeline folder, with the definition it was trained with."""
+    family = family_of(folder)
+    model = _model_class(family).from_pretrained(folder / family.subfolder, use_safetensors=True)
+    return Denoiser(family, model.eval().requires_grad_(False), read_diffusion(folder).definition)
+
+
+def family_of(folder: Path) -> Family:
+    """The family whose pipeline was saved to a folder. Raises LatentflowError for another."""
+    name = DiffusionPipeline.load_config(folder)["_class_name"]
     for family in FAMILIES.values():
-        if DiffusionPipeline.load_config(folder)["_class_name"] == family.pipeline_class:
-            kind = _model_class(family)
-            model = kind.from_pretrained(folder / family.subfolder, use_safetensors=True)
-            return Denoiser(family, model.eval().requires_grad_(False), definition)
+        if name == family.pipeline_class:
+            return family
     known = ", ".join(family.pipeline_class for family in FAMILIES.values())
-    raise LatentflowError(f"{folder}: the pipeline's class is not one of {known}.")
+    raise LatentflowError(f"{folder}: the pipeline is a {name}, not one of {known}.")
 
 
 def _model_class(family: Family) -> type[ModelMixin]:

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel
+from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel, SchedulerMixin
 from torch import Tensor, nn
 
-from latentflow.denoisers.schedulers import flow_dpm_solver
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
 
@@ -16,6 +15,7 @@ class PixArt:
     subfolder = "transformer"
     model_class = "PixArtTransformer2DModel"
     pipeline_class = "PixArtAlphaPipeline"
+    flow_pipeline = False
 
     def build(self, params: ModelParams, latent_shape: list[int], text_width: int) -> PixArtTransformer2DModel:
         sizes = params.pixart
@@ -44,14 +44,14 @@ class PixArt:
         return output
 
     def pipeline(
-        self, model: PixArtTransformer2DModel, vae: AutoencoderKL, text: TextEncoder, shift: float
+        self, model: PixArtTransformer2DModel, vae: AutoencoderKL, text: TextEncoder, scheduler: SchedulerMixin
     ) -> PixArtAlphaPipeline:
         return PixArtAlphaPipeline(
             vae=vae,
             text_encoder=text.model,
             tokenizer=text.tokenizer,
             transformer=model,
-            scheduler=flow_dpm_solver(shift),
+            scheduler=scheduler,
         )
 
     def call_arguments(self, max_tokens: int) -> dict[str, Any]:

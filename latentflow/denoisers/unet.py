@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from latentflow.denoisers.schedulers import flow_dpm_solver
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
 
@@ -17,6 +16,7 @@ class UNet:
     subfolder = "unet"
     model_class = "UNet2DConditionModel"
     pipeline_class = "StableDiffusionPipeline"
+    flow_pipeline = False
 
     def build(self, params: ModelParams, latent_shape: list[int], text_width: int) -> UNet2DConditionModel:
         sizes = params.unet
@@ -42,14 +42,14 @@ class UNet:
         return output
 
     def pipeline(
-        self, model: UNet2DConditionModel, vae: AutoencoderKL, text: TextEncoder, shift: float
+        self, model: UNet2DConditionModel, vae: AutoencoderKL, text: TextEncoder, scheduler: SchedulerMixin
     ) -> StableDiffusionPipeline:
         return StableDiffusionPipeline(
             vae=vae,
             text_encoder=text.model,
             tokenizer=text.tokenizer,
             unet=model,
-            scheduler=flow_dpm_solver(shift),
+            scheduler=scheduler,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -55,7 +55,11 @@ def trigonometric(prediction_type: str = "v_prediction") -> Definition:
     return Definition("trigonometric path", prediction_type, _trigonometric_path, model)
 
 
-def scaled_linear_betas(count: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
+BETA_START, BETA_END = 0.00085, 0.012
+"""Stable Diffusion's."""
+
+
+def scaled_linear_betas(count: int = 1000, start: float = BETA_START, end: float = BETA_END) -> Tensor:
     """The betas of Stable Diffusion: √β rises along a line; float64 (count,)."""
     return torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64).square()
 
@@ -167,5 +171,3 @@ def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
     right = torch.searchsorted(xs, x.contiguous()).clamp(1, len(xs) - 1)
     share = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
     return torch.lerp(ys[right - 1], ys[right], share)
-
-

@@ -37,7 +37,7 @@ class Guidance:
         return torch.lerp(guided, guided * ratio, self.rescale)
 
     def __call__(self, predict: Conditional, condition: Sequence[Tensor], empty: Sequence[Tensor]) -> Predict:
-        """``predict`` under guidance, both halves in one call; ``condition`` and ``empty`` are batch first, of n rows."""
+        """``predict`` under guidance, both halves in one call; ``condition`` and ``empty`` have n rows each."""
         both = [torch.cat(pair) for pair in zip(empty, condition, strict=True)]
 
         def guided(xt: Tensor, sigma: Tensor) -> Tensor:

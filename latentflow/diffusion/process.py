@@ -1,6 +1,6 @@
 """What training and sampling must agree on, as one object that is saved with the model."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -16,12 +16,17 @@ class Diffusion:
     """A definition by name and the schedule along which its model is drawn by default."""
 
     name: str = "flow"
-    schedule: Schedule = Schedule()
+    schedule: Schedule = field(default_factory=Schedule)
 
     @cached_property
     def definition(self) -> Definition:
         """The definition itself. Raises ValueError where there is none of that name."""
         return find(self.name)
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps the user's own σ make; None where any number will do."""
+        return len(self.schedule.sigmas) - 1 if self.schedule.name == "given" else None
 
     def sigmas(self, steps: int, tokens: int | None = None) -> Tensor:
         """The grid of a run with so many steps, float64 (steps + 1,)."""
@@ -36,7 +41,7 @@ class Diffusion:
         """Raises ValueError that names what is missing or unknown."""
         if set(values) != {"definition", "schedule"}:
             raise ValueError(f"a diffusion is `definition` and `schedule`, found {', '.join(values) or 'nothing'}")
-        known = {field.name for field in fields(Schedule)}
+        known = {known.name for known in fields(Schedule)}
         if unknown := sorted(set(values["schedule"]) - known):
             raise ValueError(f"a schedule has no {', '.join(unknown)}; its fields are {', '.join(sorted(known))}")
         given = dict(values["schedule"])

@@ -134,13 +134,16 @@ class Heun:
 
     def __init__(self, predict: Predict) -> None:
         self._predict = predict
-        self._euler = Euler()
 
     def step(self, index: int, xt: Tensor, output: Tensor, now: Point, then: Point) -> Tensor:
-        ahead = self._euler.step(index, xt, output, now, then)
+        ahead = Euler().step(index, xt, output, now, then)
         if then.b == 0:
             return ahead
-        output_ahead = self._predict(ahead, then.sigma)
+        return self.corrected(xt, output, now, ahead, self._predict(ahead, then.sigma), then)
+
+    @staticmethod
+    def corrected(xt: Tensor, output: Tensor, now: Point, ahead: Tensor, output_ahead: Tensor, then: Point) -> Tensor:
+        """The step once more, with the mean of (x_0, x_T) at both of its ends."""
         x0 = now.x0(xt, output) + then.x0(ahead, output_ahead)
         xT = now.xT(xt, output) + then.xT(ahead, output_ahead)
         return xt + _sum((then.a - now.a) / 2, x0, (then.b - now.b) / 2, xT)

@@ -60,7 +60,8 @@ def _logit_normal(density: Density, definition: Definition, uniform: Tensor) -> 
 
 def _log_normal(density: Density, definition: Definition, uniform: Tensor) -> Tensor:
     """σ = exp of a normal (Karras et al. 2022: mean -1.2, deviation 1.2), cut at σ_max."""
-    return (density.mean + density.std * torch.special.ndtri(uniform)).exp().clamp_max(definition.sigma_max)
+    log_sigma: Tensor = density.mean + density.std * torch.special.ndtri(uniform)
+    return log_sigma.exp().clamp_max(definition.sigma_max)
 
 
 def _mode(density: Density, definition: Definition, uniform: Tensor) -> Tensor:

@@ -28,8 +28,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to call the pipeline: the sampler's two dials, the size, and what its class needs besides."""
+    """How to call the pipeline: the sampler and its two dials, the size, and what the pipeline needs besides."""
 
+    sampler: str
     steps: int
     guidance: float
     height: int
@@ -37,7 +38,7 @@ class Settings:
     call: dict[str, Any]
 
     @classmethod
-    def read(cls, pipeline: Path, steps: int, guidance: float) -> "Settings":
+    def read(cls, pipeline: Path, sampler: str, steps: int, guidance: float) -> "Settings":
         """Takes size and call arguments from the folder's generation.json. Raises LatentflowError without one."""
         path = pipeline / GENERATION
         if not path.is_file() or not (pipeline / "model_index.json").is_file():
@@ -48,7 +49,7 @@ class Settings:
         saved = json.loads(path.read_text(encoding="utf-8"))
         if missing := {"height", "width", "call"} - saved.keys():
             raise LatentflowError(f"{path} lacks {', '.join(sorted(missing))}: run `latentflow train` again.")
-        return cls(steps, guidance, saved["height"], saved["width"], saved["call"])
+        return cls(sampler, steps, guidance, saved["height"], saved["width"], saved["call"])
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,13 @@ class Artist:
     """A pipeline loaded once by the packaged model's own code, on the GPU if there is one."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
+        from latentflow.denoisers.schedulers import scheduler_of
         from latentflow.registry.pyfunc_model import open_pipeline
 
         self.settings = settings
         self._pipeline = open_pipeline(folder)
+        # The very scheduler that register will put into the package.
+        self._pipeline.register_modules(scheduler=scheduler_of(folder, settings.sampler))
         self.device = self._pipeline.device.type
         self.pipeline_class = type(self._pipeline).__name__
 

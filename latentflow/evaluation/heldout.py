@@ -12,8 +12,8 @@ from latentflow.diffusion import Definition
 from latentflow.errors import LatentflowError
 from latentflow.evaluation.metrics import Z95
 
-SIGMAS = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)
-"""Midpoints of ten equal parts of [0, 1], so that their mean estimates the loss under uniform σ."""
+TIMES = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)
+"""Midpoints of ten equal parts of [0, 1], so that their mean estimates the loss under uniform times."""
 
 Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -35,6 +35,12 @@ class HeldoutLoss:
     mean: float
     half_width: float
     samples: int
+
+
+def heldout_sigmas(definition: Definition) -> list[float]:
+    """The σ of ``TIMES``; for flow matching the same numbers."""
+    sigmas: list[float] = definition.time_to_sigma(torch.tensor(TIMES, dtype=torch.float64)).tolist()
+    return sigmas
 
 
 def heldout_loss(
@@ -63,7 +69,7 @@ def heldout_loss(
         for start in range(0, len(pairs), batch_size):
             batch = pairs[start : start + batch_size]
             rows = torch.tensor([i for i, _ in batch], device=x0.device)
-            sigma = torch.tensor([sigmas[j] for _, j in batch], dtype=torch.float32, device=x0.device)
+            sigma = torch.tensor([sigmas[j] for _, j in batch], dtype=torch.float64, device=x0.device)
             clean = x0[rows].float()
             noise = torch.stack([_noise(x0.shape[1:], seed, i, j) for i, j in batch]).to(x0.device)
             output = predict(definition.add_noise(clean, noise, sigma), sigma, text[rows], text_mask[rows])

@@ -42,6 +42,7 @@ class Asked:
 class Protocol:
     """How the numbers came about; two evaluations compare only where these agree."""
 
+    sampler: str
     guidance: float
     steps: int
     seeds: list[int]
@@ -59,6 +60,11 @@ class Protocol:
     features: str = "pixels8: RGB averaged over an 8x8 grid, 192 values in [0, 1]"
     retrieval: str = "Euclidean distance between 16x16 average-pooled RGB pictures, to all real pictures of all splits"
     intervals: str = "95 %; captions are the independent unit, the seeds are shared by all captions"
+
+    @property
+    def how(self) -> str:
+        """The sampler and its dials, for people."""
+        return f"{self.sampler}, {self.steps} steps, guidance {self.guidance:g}"
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ def judge(artist: Artist, plan: Plan, records: RecordSet, heldout: HeldoutLoss, 
     reference = real_pixels8[in_training]
     by_seed = pixels8(train.pictures.flatten(0, 1)).unflatten(0, train.pictures.shape[:2])
     protocol = Protocol(
+        sampler=settings.sampler,
         guidance=settings.guidance,
         steps=settings.steps,
         seeds=plan.seeds,

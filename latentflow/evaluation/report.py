@@ -112,7 +112,7 @@ def render(findings: Findings, sections: Sequence[Section], failures: Section, s
     protocol = findings.protocol
     subtitle = (
         f"model {source.model_digest[:12]} · {protocol.pipeline_class} · {protocol.resolution}×{protocol.resolution} px"
-        f" · {protocol.steps} steps, guidance {protocol.guidance:g}, seeds {', '.join(map(str, protocol.seeds))}"
+        f" · {protocol.how}, seeds {', '.join(map(str, protocol.seeds))}"
     )
     loss_note = (
         f"{protocol.heldout_samples:,} samples of the test split with fixed noise; mean squared error of the "
@@ -180,7 +180,7 @@ def _protocol(findings: Findings) -> str:
     protocol = findings.protocol
     return _table(
         [
-            ("Sampler", f"{protocol.steps} steps, guidance {protocol.guidance:g}, the saved scheduler"),
+            ("Sampler", protocol.how),
             ("Seeds", escape(f"{', '.join(map(str, protocol.seeds))}; every caption is drawn with each")),
             ("Captions", f"{protocol.train_captions:,} of the training, {protocol.test_captions:,} of the test split"),
             ("Retrieval", escape(protocol.retrieval)),

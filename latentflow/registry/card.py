@@ -51,7 +51,7 @@ The three give the same picture for the same seed.
 
 {metrics}
 
-These hold for {steps} steps at guidance {guidance}, the defaults in `generation.json`.
+These hold for the sampler {sampler} with {steps} steps at guidance {guidance}, the defaults in `generation.json`.
 
 ## Limits
 
@@ -80,7 +80,7 @@ def model_card(name: str, model: ModelManifest, evaluation: EvaluationManifest, 
         data="\n\n".join(data),
         metrics=_table(("figure", "value"), {key: f"{value:.6g}" for key, value in sorted(evaluation.metrics.items())}),
         lineage=_table(("what", "value"), {key: f"`{value}`" for key, value in sorted(origin.items()) if value}),
-        **{key: generation[key] for key in ("steps", "guidance", "height", "width")},
+        **{key: generation[key] for key in ("sampler", "steps", "guidance", "height", "width")},
     )
 
 

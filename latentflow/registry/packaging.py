@@ -52,14 +52,18 @@ def prepare(name: str, model_folder: Path, evaluation_folder: Path) -> Package:
 
 
 def _sampler(evaluation: Path) -> dict[str, Any]:
-    """The steps and guidance that were judged are the ones that ship."""
+    """The sampler, steps and guidance that were judged are the ones that ship."""
     try:
         protocol = json.loads((evaluation / "protocol.json").read_text(encoding="utf-8"))
-        return {"steps": int(protocol["steps"]), "guidance": float(protocol["guidance"])}
+        return {
+            "sampler": str(protocol["sampler"]),
+            "steps": int(protocol["steps"]),
+            "guidance": float(protocol["guidance"]),
+        }
     except (OSError, KeyError, ValueError) as error:
         raise LatentflowError(
-            f"{evaluation / 'protocol.json'} does not say with which steps and guidance the pictures were drawn "
-            f"({error!r}): run `latentflow evaluate` again."
+            f"{evaluation / 'protocol.json'} does not say with which sampler, steps and guidance the "
+            f"pictures were drawn ({error!r}): run `latentflow evaluate` again."
         ) from error
 
 
@@ -120,6 +124,8 @@ def _save(package: Package, folder: Path, description: "Model") -> None:
     """Writes the MLflow model folder, and into its copy of the pipeline what was not known before evaluation."""
     import mlflow.pyfunc
 
+    from latentflow.denoisers.schedulers import put_scheduler, scheduler_of
+
     # MLflow shows a bar for its own copying and advises type hints and an input example; see pyfunc_model.py.
     with store.environment("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -133,5 +139,6 @@ def _save(package: Package, folder: Path, description: "Model") -> None:
             pip_requirements=requirements(),
         )
     pipeline = folder / "artifacts" / "pipeline"
+    put_scheduler(pipeline, scheduler_of(pipeline, package.generation["sampler"]))
     write_json(pipeline / "generation.json", package.generation)
     write_text(pipeline / "README.md", model_card(package.name, package.model, package.evaluation, package.generation))

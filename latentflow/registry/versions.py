@@ -64,7 +64,8 @@ def _create(
     model_id = log_model(client, package, model_run)
     _copy_metrics(client, evaluation_run, model_id)
     _ensure_model(client, name)
-    sampler = f"{package.generation['steps']} steps, guidance {package.generation['guidance']:g}"
+    how = package.generation
+    sampler = f"{how['sampler']}, {how['steps']} steps, guidance {how['guidance']:g}"
     # A local registry looks the model up through MLflow's global address instead of the client's own.
     with store.environment("MLFLOW_TRACKING_URI", tracking_uri()):
         return client.create_model_version(

@@ -17,11 +17,10 @@ from latentflow.workspace import work_folder
 
 if TYPE_CHECKING:
     from latentflow.data.records import RecordSet
-    from latentflow.evaluation.drawing import Settings
     from latentflow.evaluation.heldout import HeldoutLoss
     from latentflow.evaluation.judge import Findings, Plan
 
-VERSION = 1
+VERSION = 2
 PIPELINE = "pipeline"
 METRICS, PROTOCOL, GALLERY, REPORT = "metrics.json", "protocol.json", "gallery.png", "report.html"
 PLOT, RANKS = "plots/heldout_loss_by_sigma.csv", "ranks.csv"
@@ -92,7 +91,7 @@ def _evaluate(params: EvaluateParams, sources: _Sources, key: str, results: Path
     from latentflow.evaluation.drawing import Artist, Settings
     from latentflow.evaluation.judge import Plan, judge
 
-    settings = Settings.read(sources.pipeline, params.steps, params.guidance)
+    settings = Settings.read(sources.pipeline, params.sampler, params.steps, params.guidance)
     record_set = RecordSet.open(sources.records_folder)
     plan = Plan.make(record_set.table, params)
     _check(plan, params, sources.records_folder)
@@ -103,7 +102,7 @@ def _evaluate(params: EvaluateParams, sources: _Sources, key: str, results: Path
         log.warning("%s: %s", sources.model_folder, doubt)
         findings = replace(findings, warnings=[*findings.warnings, doubt])
     with atomic_folder(results) as folder:
-        _write(folder, findings, record_set, sources, settings)
+        _write(folder, findings, record_set, sources)
         EvaluationManifest(
             digest=findings.digest,
             fingerprint=key,
@@ -130,15 +129,15 @@ def _heldout(sources: _Sources, params: EvaluateParams) -> "HeldoutLoss":
     from latentflow import denoisers
     from latentflow.data.encoded import EncodedSet
     from latentflow.devices import best_device
-    from latentflow.diffusion import FLOW
-    from latentflow.evaluation.heldout import SIGMAS, heldout_loss
+    from latentflow.evaluation.heldout import heldout_loss, heldout_sigmas
 
     device = best_device()
-    denoiser = denoisers.load(sources.pipeline, FLOW)
+    denoiser = denoisers.load(sources.pipeline)
     denoiser.model.to(device)
     split = EncodedSet.open(sources.encoded_folder).split("test")
     x0, text, mask = split.latents.float().to(device), split.text.float().to(device), split.text_mask.to(device)
-    loss = heldout_loss(denoiser.predict, x0, text, mask, FLOW, SIGMAS, params.seed, params.batch_size)
+    sigmas = heldout_sigmas(denoiser.definition)
+    loss = heldout_loss(denoiser.predict, x0, text, mask, denoiser.definition, sigmas, params.seed, params.batch_size)
     if not math.isfinite(loss.mean):
         raise LatentflowError(
             f"{sources.model_folder}: the held-out loss is {loss.mean}, so training diverged: train again with a lower "
@@ -147,7 +146,7 @@ def _heldout(sources: _Sources, params: EvaluateParams) -> "HeldoutLoss":
     return loss
 
 
-def _write(folder: Path, findings: "Findings", records: "RecordSet", sources: _Sources, settings: "Settings") -> None:
+def _write(folder: Path, findings: "Findings", records: "RecordSet", sources: _Sources) -> None:
     from latentflow.evaluation import exhibits, gallery, report
 
     write_json(folder / METRICS, findings.metrics)
@@ -157,7 +156,7 @@ def _write(folder: Path, findings: "Findings", records: "RecordSet", sources: _S
     sections = exhibits.sections(findings, records)
     top5 = [100 * asked.retrieval.top(5).mean for asked in (findings.train, findings.test)]
     subtitle = (
-        f"{settings.steps} steps, guidance {settings.guidance:g}, seed {findings.protocol.seeds[0]}   ·   right one "
+        f"{findings.protocol.how}, seed {findings.protocol.seeds[0]}   ·   right one "
         f"among the five nearest: {top5[0]:.0f} % of training captions, {top5[1]:.0f} % of held-out captions"
     )
     gallery.sheet("What the model draws", subtitle, sections).save(folder / GALLERY, optimize=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from latentflow.errors import LatentflowError
 from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, write_json
 from latentflow.manifest import AutoencoderManifest, EncodedManifest, ModelManifest, fingerprint
-from latentflow.params import TrainInputs
+from latentflow.params import DiffusionParams, TrainInputs
 from latentflow.workspace import work_folder
 
 if TYPE_CHECKING:
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
     from latentflow.data.encoded import EncodedSet
     from latentflow.denoisers import Denoiser
+    from latentflow.diffusion import Diffusion
     from latentflow.registry.tracking import Run
     from latentflow.training.checkpoint import Progress
     from latentflow.training.loop import Curves, Observer
 
     Starter = Callable[[Progress | None], Observer]
 
-VERSION = 1
+VERSION = 2
 COLUMNS = {
     "train": ("step", "loss", "gradient_norm", "learning_rate"),
     "validation": ("step", "loss", "half_width"),
@@ -81,22 +82,20 @@ def _train(
     from latentflow import denoisers
     from latentflow.data.encoded import EncodedSet
     from latentflow.denoisers import FAMILIES, Denoiser
-    from latentflow.diffusion.definition import DEFINITIONS
     from latentflow.registry.lineage import flat_params, lineage_from_environment, with_params
     from latentflow.training import loop
 
     encoded_set = EncodedSet.open(encoded)
     shape, width = encoded_set.manifest.latent_shape, encoded_set.manifest.text_width
     model = denoisers.build(inputs.model, shape, width, inputs.train.seed)
-    denoiser = Denoiser(FAMILIES[inputs.model.denoiser], model, DEFINITIONS[inputs.diffusion.definition])
+    diffusion = _diffusion(inputs.diffusion)
+    denoiser = Denoiser(FAMILIES[inputs.model.denoiser], model, diffusion.definition)
     lineage = lineage_from_environment() | _data_lineage(encoded) | {f"digest_{name}": d for name, d in digests.items()}
     log.info("%s with %.1f M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)
     with _observed(inputs, lineage, encoded_set, autoencoder, work) as (start, run_id):
-        averaged, curves = loop.train(
-            inputs.train, inputs.diffusion, denoiser, encoded_set, work / "checkpoints", key, start
-        )
+        averaged, curves = loop.train(inputs.train, diffusion, denoiser, encoded_set, work / "checkpoints", key, start)
         with atomic_folder(work / "done") as folder:
-            _write_pipeline(averaged, denoiser, encoded, autoencoder, inputs.diffusion.shift, folder / "pipeline")
+            _write_pipeline(averaged, denoiser, encoded, autoencoder, diffusion, folder / "pipeline")
             _write_curves(curves, folder)
             copy_tree_or_file(work / "samples", folder / "samples")
             ModelManifest(
@@ -108,6 +107,19 @@ def _train(
                 mlflow_run_id=run_id(),
                 lineage=with_params(lineage, flat_params(inputs)),
             ).write(folder)
+
+
+def _diffusion(params: DiffusionParams) -> "Diffusion":
+    """The definition and schedule that the parameters name; a definition of the user's own is imported here."""
+    from latentflow.diffusion import Diffusion, Schedule
+
+    dials = params.model_dump(exclude={"definition", "schedule", "sigmas"})
+    try:
+        diffusion = Diffusion(params.definition, Schedule(params.schedule, sigmas=tuple(params.sigmas), **dials))
+        diffusion.sigmas(diffusion.steps or 2, tokens=256)
+    except ValueError as error:
+        raise LatentflowError(f"diffusion: {error}.") from None
+    return diffusion
 
 
 def _data_lineage(encoded: Path) -> dict[str, str]:
@@ -161,19 +173,24 @@ def _observed(
 
 
 def _write_pipeline(
-    averaged: "nn.Module", denoiser: "Denoiser", encoded: Path, autoencoder: Path, shift: float, folder: Path
+    averaged: "nn.Module", denoiser: "Denoiser", encoded: Path, autoencoder: Path, diffusion: "Diffusion", folder: Path
 ) -> None:
     """Assembles the native diffusers pipeline; the text encoder is only passed through to the folder."""
     import torch
 
+    from latentflow.denoisers import DIFFUSION
+    from latentflow.denoisers.schedulers import scheduler_for
     from latentflow.encoders import text as text_room
     from latentflow.encoders import vae as vae_room
 
     manifest = EncodedManifest.read(encoded)
     text = text_room.load_saved(encoded, manifest.max_tokens)
     model = averaged.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    pipeline = denoiser.family.pipeline(model, vae_room.load_from(autoencoder), text, shift)
+    tokens = denoiser.tokens(manifest.latent_shape)
+    scheduler = scheduler_for(diffusion, "euler", tokens, denoiser.family.flow_pipeline)
+    pipeline = denoiser.family.pipeline(model, vae_room.load_from(autoencoder), text, scheduler)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    write_json(folder / DIFFUSION, diffusion.to_json())
     generation = {
         "height": manifest.resolution,
         "width": manifest.resolution,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from latentflow.data.encoded import EncodedSet, EncodedSplit
 from latentflow.devices import step_generator
-from latentflow.diffusion import draw_sigmas
+from latentflow.diffusion import Definition, Density
 from latentflow.params import TrainParams
 
 
@@ -25,14 +25,32 @@ class Batch:
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
 
+def density(params: TrainParams) -> Density:
+    """The distribution of the training σ."""
+    return Density(
+        params.sigma_sampling,
+        mean=params.sigma_mean,
+        std=params.sigma_std,
+        mode_scale=params.sigma_mode_scale,
+        alpha=params.sigma_alpha,
+        beta=params.sigma_beta,
+        shift=params.sigma_shift,
+        stratified=params.sigma_stratified,
+    )
+
+
 class Batches:
     """Global batches by step. Every process draws the whole batch's randomness and takes its own positions.
 
     So the samples and their noise are the same for any number of processes, and a resumed run needs no state.
     """
 
-    def __init__(self, params: TrainParams, encoded: EncodedSet, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self, params: TrainParams, definition: Definition, encoded: EncodedSet, rank: int = 0, processes: int = 1
+    ) -> None:
         self.params = params
+        self.definition = definition
+        self.density = density(params)
         self.positions = slice(rank, None, processes)
         self._split: EncodedSplit = encoded.split("train")
         self._empty_text, self._empty_mask = encoded.empty_text, encoded.empty_mask
@@ -43,7 +61,7 @@ class Batches:
         params, size = self.params, self.params.batch_size
         generator = step_generator(params.seed, "train", step)
         rows = self._rows(step * size, size)
-        sigma = draw_sigmas(size, params.sigma_sampling, params.sigma_mean, params.sigma_std, generator)
+        sigma = self.density.draw(self.definition, size, generator)
         drop = torch.rand(size, generator=generator) < params.caption_dropout
         flip = torch.rand(size, generator=generator) < 0.5
         noise = torch.randn((size, *self._split.latents.shape[1:]), generator=generator)

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from latentflow import devices
 from latentflow.data.encoded import EncodedSet
 from latentflow.denoisers import Denoiser
-from latentflow.diffusion import euler, guide, sampling_sigmas
+from latentflow.diffusion import Diffusion, Guidance, sample, weights
 from latentflow.errors import LatentflowError
-from latentflow.evaluation.heldout import SIGMAS, HeldoutLoss, heldout_loss
-from latentflow.params import DiffusionParams, TrainParams
+from latentflow.evaluation.heldout import HeldoutLoss, heldout_loss, heldout_sigmas
+from latentflow.params import TrainParams
 from latentflow.progress import track
 from latentflow.training import checkpoint
 from latentflow.training.batches import Batches
@@ -55,7 +55,7 @@ def learning_rate(params: TrainParams, step: int) -> float:
 
 def train(
     params: TrainParams,
-    diffusion: DiffusionParams,
+    diffusion: Diffusion,
     denoiser: Denoiser,
     encoded: EncodedSet,
     checkpoints: Path,
@@ -77,7 +77,7 @@ def train(
     observer = start(progress)
     curves: Curves = progress.curves if progress else {"train": [], "validation": [], "validation_by_sigma": []}
     model, prepared = accelerator.prepare(bare, optimizer)
-    batches = Batches(params, encoded, accelerator.process_index, accelerator.num_processes)
+    batches = Batches(params, diffusion.definition, encoded, accelerator.process_index, accelerator.num_processes)
     averaged = Denoiser(denoiser.family, ema.model, denoiser.definition)
     trained = Denoiser(denoiser.family, model, denoiser.definition)
     definition = denoiser.definition
@@ -93,7 +93,8 @@ def train(
         with accelerator.autocast():
             output = trained.predict(xt, batch.sigma, batch.text, batch.mask)
         target = definition.target(batch.x0, batch.xT, batch.sigma)
-        loss = (output.float() - target).square().mean()
+        error = (output.float() - target).square().flatten(1).mean(1)
+        loss = (weights(params.loss_weighting, definition, batch.sigma, params.min_snr_gamma) * error).mean()
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(model.parameters(), params.clip_norm)
         prepared.step()
@@ -130,28 +131,29 @@ def validate(denoiser: Denoiser, encoded: EncodedSet, params: TrainParams) -> He
         split.text.float().to(device),
         split.text_mask.to(device),
         denoiser.definition,
-        SIGMAS,
+        heldout_sigmas(denoiser.definition),
         params.seed,
         params.batch_size,
     )
 
 
 @torch.no_grad()
-def draw_prompts(denoiser: Denoiser, encoded: EncodedSet, params: TrainParams, diffusion: DiffusionParams) -> Tensor:
+def draw_prompts(denoiser: Denoiser, encoded: EncodedSet, params: TrainParams, diffusion: Diffusion) -> Tensor:
     """Latents (n, c, h, w) of the fixed captions, from noise that is the same at every step."""
     count, device = len(encoded.prompt_text), next(denoiser.model.parameters()).device
     noise = torch.randn(
         (count, *encoded.manifest.latent_shape), generator=devices.step_generator(params.seed, "samples", 0)
     )
-    text = torch.cat([encoded.empty_text.expand_as(encoded.prompt_text), encoded.prompt_text]).float().to(device)
-    mask = torch.cat([encoded.empty_mask.expand_as(encoded.prompt_mask), encoded.prompt_mask]).to(device)
+    empty = encoded.empty_text.expand_as(encoded.prompt_text), encoded.empty_mask.expand_as(encoded.prompt_mask)
+    prompts = encoded.prompt_text, encoded.prompt_mask
+    conditions = [(text.float().to(device), mask.to(device)) for text, mask in (prompts, empty)]
 
-    def predict(xt: Tensor, sigma: Tensor) -> Tensor:
-        unconditional, conditional = denoiser.predict(torch.cat([xt, xt]), sigma, text, mask).chunk(2)
-        return guide(conditional, unconditional, params.sample_guidance)
+    def predict(xt: Tensor, sigma: Tensor, condition: Sequence[Tensor]) -> Tensor:
+        return denoiser.predict(xt, sigma, *condition)
 
-    sigmas = sampling_sigmas(SAMPLE_STEPS, denoiser.definition.sigma_max, diffusion.shift)
-    return euler(denoiser.definition, predict, noise.to(device), sigmas).cpu()
+    guided = Guidance(params.sample_guidance)(predict, *conditions)
+    sigmas = diffusion.sigmas(diffusion.steps or SAMPLE_STEPS, denoiser.tokens(encoded.manifest.latent_shape))
+    return sample(diffusion.definition, guided, noise.to(device), sigmas).cpu()
 
 
 def _require_finite(loss: float, step: int, params: TrainParams) -> None:

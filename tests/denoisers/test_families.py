@@ -9,11 +9,13 @@ from tiny import build_tokenizer
 from transformers import BertConfig, BertModel
 
 from latentflow import denoisers
-from latentflow.denoisers import FAMILIES
-from latentflow.diffusion import FLOW
+from latentflow.denoisers import DIFFUSION, FAMILIES
+from latentflow.denoisers.schedulers import scheduler_for
+from latentflow.diffusion import FLOW, Diffusion
 from latentflow.encoders import vae as vae_room
 from latentflow.encoders.text import TextEncoder
 from latentflow.errors import LatentflowError
+from latentflow.files import write_json
 from latentflow.params import ModelParams
 
 TOKENS, WIDTH, SHAPE = 8, 16, [4, 8, 8]
@@ -60,7 +62,10 @@ def test_the_pipeline_draws_what_our_own_sampler_draws(name: str, text: TextEnco
         generator = torch.Generator().manual_seed(1)
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    family.pipeline(model, vae, text, shift=1.0).save_pretrained(tmp_path)
+    diffusion = Diffusion()
+    scheduler = scheduler_for(diffusion, "euler", 16, family.flow_pipeline)
+    family.pipeline(model, vae, text, scheduler).save_pretrained(tmp_path)
+    write_json(tmp_path / DIFFUSION, diffusion.to_json())
 
     pipeline = DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
     assert type(pipeline).__name__ == family.pipeline_class
@@ -78,7 +83,7 @@ def test_the_pipeline_draws_what_our_own_sampler_draws(name: str, text: TextEnco
         **family.call_arguments(TOKENS),
     ).images
 
-    denoiser = denoisers.load(tmp_path, FLOW)
+    denoiser = denoisers.load(tmp_path)
     hidden, mask = text.encode(["", "", *prompts])
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(steps)

@@ -111,7 +111,7 @@ def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def params(**changes: object) -> EvaluateInputs:
-    values = {"guidance": 2.0, "steps": 2, "captions": 5, "seeds": 2, "seed": 7, "batch_size": 4}
+    values = {"guidance": 2.0, "sampler": "euler", "steps": 2, "captions": 5, "seeds": 2, "seed": 7, "batch_size": 4}
     return EvaluateInputs(evaluate=EvaluateParams(**values | {"gallery_prompts": ["a <red> moon"]} | changes))
 
 
@@ -173,7 +173,7 @@ def test_one_child_run_per_evaluation_with_metrics_and_files(inputs_folder: Path
 
 def test_a_picture_depends_on_prompt_and_seed_alone(inputs_folder: Path):
     pipeline = inputs_folder / "model" / "pipeline"
-    artist = Artist(pipeline, Settings.read(pipeline, 2, 2.0))
+    artist = Artist(pipeline, Settings.read(pipeline, "euler", 2, 2.0))
     requests = [
         Request("red heart", 0),
         Request("blue star", 1),
@@ -194,7 +194,7 @@ def test_the_pictures_are_those_that_plain_diffusers_draws(inputs_folder: Path):
     from diffusers import DiffusionPipeline
 
     pipeline = inputs_folder / "model" / "pipeline"
-    mine = Artist(pipeline, Settings.read(pipeline, 2, 2.0)).draw([Request("red heart", 3)], 1).pictures[0]
+    mine = Artist(pipeline, Settings.read(pipeline, "euler", 2, 2.0)).draw([Request("red heart", 3)], 1).pictures[0]
     plain = DiffusionPipeline.from_pretrained(pipeline, local_files_only=True)
     generator = torch.Generator("cpu").manual_seed(3)
     image = plain(

@@ -10,7 +10,7 @@ from PIL import Image
 from latentflow.data.records import Record
 from latentflow.evaluation import gallery, report
 from latentflow.evaluation.gallery import Entry, Section
-from latentflow.evaluation.heldout import SIGMAS, HeldoutLoss, SigmaLoss
+from latentflow.evaluation.heldout import TIMES, HeldoutLoss, SigmaLoss
 from latentflow.evaluation.judge import Asked, Findings, Protocol
 from latentflow.evaluation.retrieval import Retrieval
 
@@ -33,8 +33,9 @@ def findings() -> Findings:
         rank = torch.arange(1, 13).reshape(6, 2)
         return Asked(split, records, torch.zeros(6, 2, 3, 8, 8, dtype=torch.uint8), Retrieval(rank, rank), 0.01)
 
-    loss = HeldoutLoss([SigmaLoss(s, 1 + s, 0.1) for s in SIGMAS], 1.5, 0.05, 90)
+    loss = HeldoutLoss([SigmaLoss(s, 1 + s, 0.1) for s in TIMES], 1.5, 0.05, 90)
     protocol = Protocol(
+        sampler="euler",
         guidance=3,
         steps=24,
         seeds=[0, 1],
@@ -135,7 +136,7 @@ def test_metric_names_are_flat_and_finite():
 def test_the_chart_is_valid_svg_within_its_frame():
     root = ElementTree.fromstring(report.chart(findings().heldout))
     circles = root.findall("circle")
-    assert len(circles) == len(SIGMAS)
+    assert len(circles) == len(TIMES)
     heights = [float(circle.attrib["cy"]) for circle in circles]
     assert heights == sorted(heights, reverse=True)
     assert all(0 < height < 300 for height in heights)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latentflow.diffusion import FLOW
 from latentflow.errors import LatentflowError
-from latentflow.evaluation.heldout import SIGMAS, HeldoutLoss, heldout_loss
+from latentflow.evaluation.heldout import TIMES, HeldoutLoss, heldout_loss
 
 
 def data(count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,7 +25,7 @@ def toy(xt: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
 
 
 def measure(count: int = 13, batch_size: int = 4, seed: int = 0) -> HeldoutLoss:
-    return heldout_loss(toy, *data(count), FLOW, SIGMAS, seed, batch_size)
+    return heldout_loss(toy, *data(count), FLOW, TIMES, seed, batch_size)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64, 1000])
@@ -63,7 +63,7 @@ def test_a_perfect_model_has_no_loss_and_zero_has_the_targets_energy():
 
     perfect = heldout_loss(oracle, x0, text, mask, FLOW, [0.5], 0, 400)
     assert perfect.mean < 1e-10
-    zero = heldout_loss(lambda xt, *_: torch.zeros_like(xt), x0, text, mask, FLOW, SIGMAS, 0, 400)
+    zero = heldout_loss(lambda xt, *_: torch.zeros_like(xt), x0, text, mask, FLOW, TIMES, 0, 400)
     # E |x_T - x_0|² = 2 per dimension, at every σ.
     assert abs(zero.mean - 2) < 2 * zero.half_width
     assert all(abs(level.mean - 2) < 4 * level.half_width for level in zero.by_sigma)
@@ -72,7 +72,7 @@ def test_a_perfect_model_has_no_loss_and_zero_has_the_targets_energy():
 def test_the_interval_is_over_samples_and_one_sample_claims_nothing():
     result = measure(count=50)
     assert result.samples == 50
-    assert [level.sigma for level in result.by_sigma] == list(SIGMAS)
+    assert [level.sigma for level in result.by_sigma] == list(TIMES)
     assert math.fsum(level.mean for level in result.by_sigma) / 10 == pytest.approx(result.mean)
     alone = measure(count=1)
     assert alone.half_width == alone.mean

@@ -46,7 +46,9 @@ def write_model(folder: Path, pipeline: Path) -> Path:
 def write_evaluation(folder: Path, fingerprint: str, guidance: float) -> Path:
     """What `latentflow evaluate` leaves behind, as far as registering reads it."""
     folder.mkdir()
-    (folder / "protocol.json").write_text(json.dumps({"steps": 3, "guidance": guidance, "seeds": [0]}))
+    (folder / "protocol.json").write_text(
+        json.dumps({"sampler": "euler", "steps": 3, "guidance": guidance, "seeds": [0]})
+    )
     EvaluationManifest(
         digest="a" * 64,
         fingerprint=fingerprint,

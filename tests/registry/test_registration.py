@@ -175,7 +175,7 @@ def test_the_package(project: Path, model: Path, evaluation: Path, tmp_path: Pat
     location = store.connect().get_logged_model(source.removeprefix("models:/")).artifact_location
     folder = Path(location.removeprefix("file://"))
     generation = json.loads((folder / "artifacts" / "pipeline" / "generation.json").read_text())
-    assert generation == {"height": 16, "width": 16, "call": {}, "steps": 3, "guidance": 2.0}
+    assert generation == {"height": 16, "width": 16, "call": {}, "sampler": "euler", "steps": 3, "guidance": 2.0}
     card = (folder / "artifacts" / "pipeline" / "README.md").read_text()
     for part in (
         "CC-BY-4.0",

@@ -10,15 +10,16 @@ from safetensors.torch import save_file
 from latentflow import denoisers
 from latentflow.data.encoded import PROMPTS, EncodedSet, describe_shard, write_shard
 from latentflow.denoisers import FAMILIES, Denoiser
-from latentflow.diffusion import FLOW
+from latentflow.diffusion import FLOW, Diffusion
 from latentflow.errors import LatentflowError
 from latentflow.files import sha256_file
 from latentflow.manifest import EncodedManifest
-from latentflow.params import DiffusionParams, ModelParams, TrainParams
+from latentflow.params import ModelParams, TrainParams, load
 from latentflow.training import checkpoint, loop
 from latentflow.training.batches import Batches
 from latentflow.training.loop import Observer, learning_rate
 
+PARAMS = Path(__file__).parents[2] / "params.yaml"
 MODEL = ModelParams.model_validate(
     {
         "denoiser": "pixart",
@@ -29,30 +30,24 @@ MODEL = ModelParams.model_validate(
 )
 
 
+FEW = {
+    "steps": 8,
+    "batch_size": 8,
+    "learning_rate": 0.002,
+    "warmup_fraction": 0.1,
+    "caption_dropout": 0.25,
+    "ema_decay": 0.9,
+    "sigma_mean": 0.0,
+    "precision": "fp32",
+    "log_every": 2,
+    "validate_every": 4,
+    "sample_every": 8,
+    "checkpoint_every": 3,
+}
+
+
 def params(**changes: object) -> TrainParams:
-    fields: dict[str, object] = {
-        "steps": 8,
-        "batch_size": 8,
-        "learning_rate": 0.002,
-        "schedule": "cosine",
-        "warmup_fraction": 0.1,
-        "weight_decay": 0.01,
-        "beta2": 0.99,
-        "clip_norm": 1.0,
-        "caption_dropout": 0.25,
-        "ema_decay": 0.9,
-        "sigma_sampling": "logit_normal",
-        "sigma_mean": 0.0,
-        "sigma_std": 1.0,
-        "precision": "no",
-        "sample_guidance": 2.0,
-        "log_every": 2,
-        "validate_every": 4,
-        "sample_every": 8,
-        "checkpoint_every": 3,
-        "seed": 0,
-    }
-    return TrainParams.model_validate(fields | changes)
+    return load(PARAMS, [f"train.{name}={value}" for name, value in (FEW | changes).items()]).train
 
 
 @pytest.fixture
@@ -103,30 +98,29 @@ def train(encoded: EncodedSet, checkpoints: Path, **changes: object):
             lambda figures, step: logged.append((step, figures)), lambda x, step: pictures.append(x), lambda: "run"
         )
 
-    diffusion = DiffusionParams(definition="flow", shift=1.0)
-    model, curves = loop.train(params(**changes), diffusion, denoiser, encoded, checkpoints, "key", start)
+    model, curves = loop.train(params(**changes), Diffusion(), denoiser, encoded, checkpoints, "key", start)
     return model, curves, logged, pictures
 
 
 def test_any_number_of_processes_sees_the_same_samples(encoded: EncodedSet) -> None:
-    whole = Batches(params(), encoded).at(5)
-    parts = [Batches(params(), encoded, rank, 2).at(5) for rank in range(2)]
+    whole = Batches(params(), FLOW, encoded).at(5)
+    parts = [Batches(params(), FLOW, encoded, rank, 2).at(5) for rank in range(2)]
     for name, tensor in vars(whole).items():
         together = torch.stack([vars(part)[name] for part in parts], dim=1).flatten(0, 1)
         assert torch.equal(together, tensor), name
 
 
 def test_an_epoch_visits_every_record_once(encoded: EncodedSet) -> None:
-    batches = Batches(params(batch_size=5), encoded)
+    batches = Batches(params(batch_size=5), FLOW, encoded)
     rows = torch.cat([batches._rows(start, 5) for start in range(0, 40, 5)])
     assert sorted(rows[:20].tolist()) == sorted(rows[20:].tolist()) == list(range(20))
     assert rows[:20].tolist() != rows[20:].tolist()
-    assert Batches(params(), encoded)._rows(17, 6).tolist() == rows[17:23].tolist()
+    assert Batches(params(), FLOW, encoded)._rows(17, 6).tolist() == rows[17:23].tolist()
 
 
 def test_dropped_captions_are_the_empty_one(encoded: EncodedSet) -> None:
-    assert not Batches(params(caption_dropout=1.0), encoded).at(0).text.any()
-    assert Batches(params(caption_dropout=0.0), encoded).at(0).text.any(dim=(1, 2)).all()
+    assert not Batches(params(caption_dropout=1.0), FLOW, encoded).at(0).text.any()
+    assert Batches(params(caption_dropout=0.0), FLOW, encoded).at(0).text.any(dim=(1, 2)).all()
 
 
 def test_a_killed_run_resumes_bit_for_bit(encoded: EncodedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
