@@ -159,13 +159,16 @@ def generate(
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale, 1 is none; the model's own if left out.", min=1)
     ] = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Import the definition that a model brings along, if it is not ours.")
+    ] = False,
 ) -> None:
     """Draw pictures with a registered model."""
     from latentflow.files import atomic_file
     from latentflow.pictures import grid
     from latentflow.registry import pulling
 
-    images = pulling.draw(pulling.pull(model), prompt, seed=seed, steps=steps, guidance=guidance)
+    images = pulling.draw(pulling.pull(model), prompt, seed=seed, steps=steps, guidance=guidance, trust_code=trust_code)
     picture = images[0] if len(images) == 1 else grid(images, columns=min(4, len(images)))
     with atomic_file(out) as temporary:
         picture.save(temporary, format="PNG")

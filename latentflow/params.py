@@ -150,8 +150,8 @@ class TrainParams(Section):
         description="distribution of the training σ"
     )
     sigma_stratified: bool = Field(description="draw one σ per equal part of the distribution in every batch")
-    sigma_mean: float = Field(description="logit_normal, log_normal: mean of the logit or log; larger is noisier")
-    sigma_std: Positive = Field(description="logit_normal, log_normal: standard deviation of the logit or log")
+    sigma_mean: float = Field(description="logit_normal: mean of logit time; log_normal: of ln(b/a); larger is noisier")
+    sigma_std: Positive = Field(description="logit_normal, log_normal: standard deviation of the same")
     sigma_mode_scale: float = Field(ge=-1, le=1.75, description="mode: weight of the middle; 0 is uniform")
     sigma_alpha: Annotated[float, Field(ge=0.5)] = Field(description="beta: first parameter; larger is noisier")
     sigma_beta: Annotated[float, Field(ge=0.5)] = Field(description="beta: second parameter; larger is cleaner")

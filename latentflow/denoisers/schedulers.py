@@ -17,6 +17,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from latentflow.denoisers.carried import carry_code
 from latentflow.denoisers.families import family_of, read_diffusion
 from latentflow.diffusion import Diffusion
 from latentflow.diffusion.definitions import BETA_END, BETA_START
@@ -38,12 +39,14 @@ def scheduler_of(folder: Path, sampler: str) -> SchedulerMixin:
 
 
 def put_scheduler(folder: Path, scheduler: SchedulerMixin) -> None:
-    """Makes ``scheduler`` the one that a saved pipeline folder is loaded with."""
+    """Makes ``scheduler`` the one that a saved pipeline folder is loaded with, and adds its code if it is ours."""
     scheduler.save_pretrained(folder / "scheduler")
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     kind = type(scheduler)
     library = "diffusers" if kind.__module__.startswith("diffusers.") else kind.__module__
     write_json(folder / "model_index.json", index | {"scheduler": [library, kind.__name__]})
+    if isinstance(scheduler, DefinitionScheduler):
+        carry_code(folder, scheduler.config.definition)
 
 
 def scheduler_for(diffusion: Diffusion, sampler: str, tokens: int, flow_pipeline: bool = False) -> SchedulerMixin:

@@ -154,11 +154,14 @@ def find(name: str) -> Definition:
         raise ValueError(f"definition {name!r} is neither one of {known} nor your own as module:name")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
+    except (ImportError, TypeError) as error:
         raise ValueError(f"definition {name!r}: the module cannot be imported ({error})") from error
     except AttributeError:
         raise ValueError(f"definition {name!r}: the module {module} has no {attribute}") from None
-    definition = found() if callable(found) else found
+    try:
+        definition = found() if callable(found) else found
+    except TypeError as error:
+        raise ValueError(f"definition {name!r} cannot be called without arguments ({error})") from error
     if not isinstance(definition, Definition):
         raise ValueError(f"definition {name!r} is a {type(definition).__name__}, not a latentflow.diffusion.Definition")
     return definition

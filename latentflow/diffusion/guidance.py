@@ -33,7 +33,7 @@ class Guidance:
         if not self.rescale:
             return guided
         inner = tuple(range(1, guided.ndim))
-        ratio = conditional.std(inner, keepdim=True) / guided.std(inner, keepdim=True)
+        ratio = conditional.std(inner, keepdim=True) / guided.std(inner, keepdim=True).clamp_min(1e-12)
         return torch.lerp(guided, guided * ratio, self.rescale)
 
     def __call__(self, predict: Conditional, condition: Sequence[Tensor], empty: Sequence[Tensor]) -> Predict:

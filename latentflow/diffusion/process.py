@@ -41,6 +41,8 @@ class Diffusion:
         """Raises ValueError that names what is missing or unknown."""
         if set(values) != {"definition", "schedule"}:
             raise ValueError(f"a diffusion is `definition` and `schedule`, found {', '.join(values) or 'nothing'}")
+        if not isinstance(values["schedule"], dict):
+            raise ValueError(f"a schedule is its name and dials, found {values['schedule']!r}")
         known = {known.name for known in fields(Schedule)}
         if unknown := sorted(set(values["schedule"]) - known):
             raise ValueError(f"a schedule has no {', '.join(unknown)}; its fields are {', '.join(sorted(known))}")

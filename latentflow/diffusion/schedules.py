@@ -34,6 +34,9 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
             raise ValueError(f"schedule {self.name!r} is not one of {', '.join(SCHEDULES)}")
+        for dial in ("shift", "sigma_min", "rho"):
+            if not getattr(self, dial) > 0:
+                raise ValueError(f"a schedule's {dial} must be above 0, found {getattr(self, dial)}")
 
     def __call__(self, definition: Definition, steps: int, tokens: int | None = None) -> Tensor:
         """``steps + 1`` σ of ``definition``, float64 on the CPU; ``tokens`` is the length of a picture's sequence.
@@ -54,8 +57,9 @@ def check(sigmas: Tensor, definition: Definition) -> None:
         raise ValueError(f"a schedule of {definition.name} starts at σ={definition.sigma_max:g}, found {first:g}")
     if last != 0:
         raise ValueError(f"a schedule ends at σ=0, found {last:g}")
-    if not (sigmas.diff() < 0).all():
-        at = int((sigmas.diff() >= 0).nonzero()[0])
+    rising = ~(sigmas.diff() < 0)
+    if rising.any():
+        at = int(rising.nonzero()[0])
         raise ValueError(
             f"a schedule decreases from σ to σ, found {sigmas[at]:g} before {sigmas[at + 1]:g} at step {at}"
         )
@@ -128,8 +132,9 @@ def _karras(schedule: Schedule, definition: Definition, steps: int, tokens: int 
 
 
 def _discrete(schedule: Schedule, definition: Definition, steps: int, tokens: int | None) -> Tensor:
-    """Whole thousandths of the time: DDPM's own table, at diffusers' `trailing` timesteps."""
-    return definition.time_to_sigma((1000 * _times(steps)).round() / 1000)
+    """Whole thousandths of the time: for DDPM its table, at diffusers' `trailing` timesteps up to their rounding."""
+    left = torch.arange(steps, -1, -1, dtype=torch.float64)
+    return definition.time_to_sigma((1000 * left / steps).round() / 1000)
 
 
 def _given(schedule: Schedule, definition: Definition, steps: int, tokens: int | None) -> Tensor:

@@ -1,7 +1,7 @@
 """At which σ a denoiser is trained, and what each sample's error weighs.
 
-Every density is the image of uniform numbers under its quantile function, so that it can be drawn freely or
-stratified: one number per equal part of [0, 1], which lowers the variance of a batch's loss.
+Every density is the image of uniform numbers under a monotone function, so that it can be drawn freely or stratified:
+one number per equal part of [0, 1], which lowers the variance of a batch's loss.
 """
 
 import math
@@ -34,14 +34,17 @@ class Density:
     def __post_init__(self) -> None:
         if self.name not in DENSITIES:
             raise ValueError(f"σ density {self.name!r} is not one of {', '.join(DENSITIES)}")
+        if min(self.alpha, self.beta) < 0.5:
+            raise ValueError(f"a beta density needs alpha and beta of at least 1/2, found {self.alpha}, {self.beta}")
 
     def draw(self, definition: Definition, count: int, generator: Generator) -> Tensor:
         """``count`` σ of ``definition`` in (0, σ_max], float64 on the CPU."""
         uniform = torch.rand(count, generator=generator, dtype=torch.float64)
         if self.stratified:
             uniform = (torch.randperm(count, generator=generator) + uniform) / count
-        # 0 would be data itself, which has no noise to learn from and a logarithm of -∞.
-        return DENSITIES[self.name](self, definition, uniform.clamp(1e-9, 1 - 1e-9))
+        # σ = 0 would be data itself, which has no noise to learn from and a logarithm of -∞.
+        drawn = DENSITIES[self.name](self, definition, uniform.clamp(1e-9, 1 - 1e-9))
+        return drawn.clamp_min(1e-9 * definition.sigma_max)
 
 
 def _uniform(density: Density, definition: Definition, uniform: Tensor) -> Tensor:
@@ -59,9 +62,11 @@ def _logit_normal(density: Density, definition: Definition, uniform: Tensor) -> 
 
 
 def _log_normal(density: Density, definition: Definition, uniform: Tensor) -> Tensor:
-    """σ = exp of a normal (Karras et al. 2022: mean -1.2, deviation 1.2), cut at σ_max."""
-    log_sigma: Tensor = density.mean + density.std * torch.special.ndtri(uniform)
-    return log_sigma.exp().clamp_max(definition.sigma_max)
+    """ln(b/a) is a normal (Karras et al. 2022: mean -1.2, deviation 1.2) up to that of σ_max."""
+    last = definition.angle(torch.tensor([definition.sigma_max], dtype=torch.float64))
+    below = torch.special.ndtr((last.tan().log() - density.mean) / density.std)
+    normal: Tensor = torch.special.ndtri(uniform * below)
+    return definition.sigma_at_angle((density.mean + density.std * normal).exp().atan())
 
 
 def _mode(density: Density, definition: Definition, uniform: Tensor) -> Tensor:
@@ -130,7 +135,7 @@ def _cosmap_weight(definition: Definition, sigma: Tensor, gamma: float) -> Tenso
 def _bsmntw(definition: Definition, sigma: Tensor, gamma: float) -> Tensor:
     """A bell over the middle of [0, σ_max], 0 at both ends and 1 on average: exp(-2(σ/σ_max - 1/2)²) - exp(-1/2)."""
     bell = (-2 * (sigma / definition.sigma_max - 0.5).square()).exp() - math.exp(-0.5)
-    return bell / (math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - math.exp(-0.5))
+    return bell.clamp_min(0) / (math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - math.exp(-0.5))
 
 
 WEIGHTINGS: dict[str, Callable[[Definition, Tensor, float], Tensor]] = {

@@ -67,18 +67,25 @@ def draw(
     height: int | None = None,
     width: int | None = None,
     device: str = "auto",
+    trust_code: bool = False,
 ) -> list["Image"]:
-    """One picture per prompt through the packaged model's own code; what is None is the model's default."""
+    """One picture per prompt through the packaged model's own code; what is None is the model's default.
+
+    ``trust_code`` lets a model with a definition of its owner's import it from the code that it brings along.
+    """
     from latentflow.registry import pyfunc_model
 
     asked = {"seed": seed, "steps": steps, "guidance": guidance, "height": height, "width": width}
     try:
         settings = pyfunc_model.settings_from(pyfunc_model.generation_defaults(folder), asked)
-        return pyfunc_model.draw(pyfunc_model.open_pipeline(folder, device), prompts, settings)
+        return pyfunc_model.draw(pyfunc_model.open_pipeline(folder, device, trust_code=trust_code), prompts, settings)
     except FileNotFoundError as error:
         raise LatentflowError(f"{folder} is not a model folder of latentflow: {error.filename} is missing.") from error
     except ValueError as error:
-        raise LatentflowError(f"{folder} cannot draw: {error}.") from error
+        hint = ""
+        if (folder / "code").is_dir() and not trust_code:
+            hint = f" It brings code of its own in {folder / 'code'}: read it, then give --trust-code."
+        raise LatentflowError(f"{folder} cannot draw: {error}.{hint}") from error
 
 
 def _local(folder: Path) -> Path:

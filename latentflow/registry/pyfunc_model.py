@@ -12,6 +12,7 @@ per picture, and PNG bytes as text.
 import base64
 import io
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,8 +37,15 @@ def generation_defaults(folder: Path) -> dict[str, Any]:
     return defaults
 
 
-def open_pipeline(folder: Path, device: str = "auto", dtype: str = "float32") -> DiffusionPipeline:
-    """The diffusers pipeline of a folder; device "auto" is a GPU where there is one."""
+def open_pipeline(
+    folder: Path, device: str = "auto", dtype: str = "float32", trust_code: bool = False
+) -> DiffusionPipeline:
+    """The diffusers pipeline of a folder; device "auto" is a GPU where there is one.
+
+    ``trust_code`` lets a folder that brings code along (a definition that diffusers does not know) import it.
+    """
+    if trust_code and (folder / "code").is_dir() and str(folder / "code") not in sys.path:
+        sys.path.append(str(folder / "code"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with _quiet():
@@ -129,7 +137,8 @@ with warnings.catch_warnings(record=True):
         def load_context(self, context):  # type: ignore[no-untyped-def]
             self.folder = Path(context.artifacts["pipeline"])
             config = context.model_config or {}
-            self.pipeline = open_pipeline(self.folder, config.get("device", "auto"), config.get("dtype", "float32"))
+            device, dtype = config.get("device", "auto"), config.get("dtype", "float32")
+            self.pipeline = open_pipeline(self.folder, device, dtype, trust_code=True)
 
         def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
             settings = settings_from(generation_defaults(self.folder), dict(params or {}))

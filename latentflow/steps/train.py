@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentflow.errors import LatentflowError
-from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, write_json
+from latentflow.files import (
+    atomic_folder,
+    copy_tree_or_file,
+    digest_folder,
+    digest_json,
+    sha256_file,
+    write_json,
+)
 from latentflow.manifest import AutoencoderManifest, EncodedManifest, ModelManifest, fingerprint
 from latentflow.params import DiffusionParams, TrainInputs
 from latentflow.workspace import work_folder
@@ -50,7 +57,7 @@ def run(inputs: TrainInputs, encoded: Path, autoencoder: Path, out: Path, force_
         )
     _check_captions(inputs, manifest)
     _check_processes()
-    digests = {"encoded": manifest.digest, "autoencoder": vae_manifest.digest}
+    digests = {"encoded": manifest.digest, "autoencoder": vae_manifest.digest} | _own_definition(inputs.diffusion)
     key = fingerprint("train", VERSION, inputs, digests, force_rerun)
     with work_folder("train", key) as work:
         done = work / "done"
@@ -107,6 +114,19 @@ def _train(
                 mlflow_run_id=run_id(),
                 lineage=with_params(lineage, flat_params(inputs)),
             ).write(folder)
+
+
+def _own_definition(params: DiffusionParams) -> dict[str, str]:
+    """The digest of the code of a definition of the user's own: another code is another training."""
+    if ":" not in params.definition:
+        return {}
+    from latentflow.denoisers.carried import module_path
+
+    _diffusion(params)
+    path = module_path(params.definition)
+    assert path
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return {"definition": digest_json({file.relative_to(path.parent).as_posix(): sha256_file(file) for file in files})}
 
 
 def _diffusion(params: DiffusionParams) -> "Diffusion":
@@ -179,7 +199,7 @@ def _write_pipeline(
     import torch
 
     from latentflow.denoisers import DIFFUSION
-    from latentflow.denoisers.schedulers import scheduler_for
+    from latentflow.denoisers.schedulers import put_scheduler, scheduler_for
     from latentflow.encoders import text as text_room
     from latentflow.encoders import vae as vae_room
 
@@ -190,6 +210,7 @@ def _write_pipeline(
     scheduler = scheduler_for(diffusion, "euler", tokens, denoiser.family.flow_pipeline)
     pipeline = denoiser.family.pipeline(model, vae_room.load_from(autoencoder), text, scheduler)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    put_scheduler(folder, scheduler)
     write_json(folder / DIFFUSION, diffusion.to_json())
     generation = {
         "height": manifest.resolution,
