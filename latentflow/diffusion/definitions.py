@@ -107,14 +107,20 @@ def edm(sigma_data: float = 1.0, sigma_min: float = 0.002, sigma_max: float = 80
 
     Their denoiser is x_0 = c_skip·x_t + c_out·F, so F = (x_0 - c_skip·x_t) / c_out, which is a combination of x_0 and
     x_T: c = σ / (σ_data·h) and d = -σ_data / h with h = √(σ² + σ_data²). x_t enters the model divided by h, and the
-    timestep is ln(σ)/4. ``sigma_min`` only keeps that logarithm finite.
+    timestep is ln(σ)/4, kept finite by ``sigma_min``. Time runs along their spacing with ρ = 7 from ``sigma_min`` to
+    ``sigma_max``, moved down so that it begins at 0.
     """
+    first, last = sigma_min ** (1 / 7), sigma_max ** (1 / 7)
 
     def width(sigma: Tensor) -> Tensor:
         return (sigma.square() + sigma_data**2).sqrt()
 
     def model(sigma: Tensor) -> tuple[Tensor, Tensor]:
         return sigma / (sigma_data * width(sigma)), -sigma_data / width(sigma)
+
+    def time_to_sigma(time: Tensor) -> Tensor:
+        spaced = (first + time * (last - first)) ** 7 - first**7
+        return torch.where(time >= 1, sigma_max, spaced * (sigma_max / (sigma_max - sigma_min)))
 
     return Definition(
         "EDM",
@@ -124,7 +130,7 @@ def edm(sigma_data: float = 1.0, sigma_min: float = 0.002, sigma_max: float = 80
         sigma_max=sigma_max,
         timestep=lambda sigma: sigma.clamp_min(sigma_min).log() / 4,
         input_scale=lambda sigma: 1 / width(sigma),
-        time_to_sigma=lambda time: sigma_max * time,
+        time_to_sigma=time_to_sigma,
     )
 
 

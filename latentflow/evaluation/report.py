@@ -116,7 +116,7 @@ def render(findings: Findings, sections: Sequence[Section], failures: Section, s
     )
     loss_note = (
         f"{protocol.heldout_samples:,} samples of the test split with fixed noise; mean squared error of the "
-        f"velocity, σ=1 is pure noise. The band is the 95 % interval over samples."
+        f"model's output; σ grows from data to noise. The band is the 95 % interval over samples."
     )
     return PAGE.format(
         title=escape(source.title),
@@ -235,11 +235,12 @@ def chart(loss: HeldoutLoss) -> str:
     """The loss by σ with its 95 % band as an inline SVG that follows the page's colours."""
     width, height, left, bottom, top, right = 760, 300, 52, 44, 14, 16
     highest = max(row.mean + row.half_width for row in loss.by_sigma)
+    last = max(1.0, *(row.sigma for row in loss.by_sigma))
     tick = _nice_step(highest / 4)
     ceiling = tick * -(-highest // tick)
 
     def x(sigma: float) -> float:
-        return left + sigma * (width - left - right)
+        return left + sigma / last * (width - left - right)
 
     def y(value: float) -> float:
         return height - bottom - max(value, 0) / ceiling * (height - bottom - top)
@@ -254,7 +255,7 @@ def chart(loss: HeldoutLoss) -> str:
         value = number * tick
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(f'<text x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for sigma in (0, 0.2, 0.4, 0.6, 0.8, 1):
+    for sigma in (share * last for share in (0, 0.2, 0.4, 0.6, 0.8, 1)):
         parts.append(f'<text x="{x(sigma):.1f}" y="{height - bottom + 18}" text-anchor="middle">{sigma:g}</text>')
     middle = (left + width - right) / 2
     parts.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">σ (0 data, 1 noise)</text>')
