@@ -18,7 +18,7 @@ from latentflow.denoisers.schedulers import NoSchedulerError, put_scheduler, sch
 from latentflow.diffusion import DEFINITIONS, SAMPLERS, Diffusion, Schedule, find, sample
 from latentflow.errors import LatentflowError
 from latentflow.files import write_json
-from latentflow.registry import pulling
+from latentflow.registry import pulling, pyfunc_model
 from latentflow.scheduler import DefinitionScheduler
 
 OWN = """
@@ -166,11 +166,20 @@ def test_a_folder_with_an_own_definition_draws_without_latentflow(
 import sys
 sys.path = [place for place in sys.path if "latentflow" not in place]
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-sys.path.append({str(folder / "code")!r})
-import torch, latentflow.scheduler
-from diffusers import DiffusionPipeline
-assert latentflow.scheduler.__file__.startswith({str(folder)!r}), latentflow.scheduler.__file__
-pipe = DiffusionPipeline.from_pretrained({str(folder)!r})
+import importlib.util, pathlib, torch
+spec = importlib.util.spec_from_file_location("pyfunc_model", {pyfunc_model.__file__!r})
+packaged = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(packaged)
+folder = pathlib.Path({str(folder)!r})
+try:
+    packaged.open_pipeline(folder)
+except ValueError as error:
+    assert "needs latentflow installed" in str(error)
+else:
+    raise AssertionError("imported code that nobody trusts")
+pipe = packaged.open_pipeline(folder, "cpu", trust_code=True)
+import latentflow.scheduler
+assert latentflow.scheduler.__file__.startswith(str(folder)), latentflow.scheduler.__file__
 image = pipe("red heart", generator=torch.Generator().manual_seed(3), **{CALL!r}).images[0]
 image.save({str(tmp_path / "alone.png")!r})
 """

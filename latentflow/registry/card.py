@@ -37,7 +37,7 @@ With diffusers alone, in this folder:
 ```python
 import torch
 from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained(".")
+{imports}pipe = DiffusionPipeline.from_pretrained(".")
 picture = pipe("{prompt}", {call}, generator=torch.Generator("cpu").manual_seed(0)).images[0]
 ```
 
@@ -65,7 +65,13 @@ compare models on the same data and are no promise about other prompts.
 """
 
 
-def model_card(name: str, model: ModelManifest, evaluation: EvaluationManifest, generation: dict[str, Any]) -> str:
+# diffusers imports a scheduler of another library only where that is done already.
+_CARRIED = 'import sys; sys.path.append("code"); import latentflow.scheduler  # code that came with the model\n'
+
+
+def model_card(
+    name: str, model: ModelManifest, evaluation: EvaluationManifest, generation: dict[str, Any], carries_code: bool
+) -> str:
     """The card as Markdown; the data's licence and credit come from the lineage (data_license, data_credit)."""
     lineage = split_params(model.lineage)[0]
     data = [f"Licence: {lineage.get('data_license') or 'not stated by the source of the data.'}"]
@@ -76,6 +82,7 @@ def model_card(name: str, model: ModelManifest, evaluation: EvaluationManifest, 
         name=name,
         pipeline_class=model.pipeline_class,
         prompt="red heart",
+        imports=_CARRIED if carries_code else "",
         call=_call(generation),
         data="\n\n".join(data),
         metrics=_table(("figure", "value"), {key: f"{value:.6g}" for key, value in sorted(evaluation.metrics.items())}),

@@ -141,4 +141,6 @@ def _save(package: Package, folder: Path, description: "Model") -> None:
     pipeline = folder / "artifacts" / "pipeline"
     put_scheduler(pipeline, scheduler_of(pipeline, package.generation["sampler"]))
     write_json(pipeline / "generation.json", package.generation)
-    write_text(pipeline / "README.md", model_card(package.name, package.model, package.evaluation, package.generation))
+    carries_code = (pipeline / "code").is_dir()
+    card = model_card(package.name, package.model, package.evaluation, package.generation, carries_code)
+    write_text(pipeline / "README.md", card)

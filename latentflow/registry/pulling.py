@@ -1,6 +1,7 @@
 """From the registry to a folder, and from a folder to pictures."""
 
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -154,7 +155,10 @@ def _download(client: "MlflowClient", version: "ModelVersion", target: Path) -> 
     if source.startswith(_PREFIX):
         source = client.get_logged_model(source.removeprefix(_PREFIX)).artifact_location
     with atomic_folder(target) as folder, tempfile.TemporaryDirectory(dir=folder) as temporary:
-        got = download_artifacts(f"{source.rstrip('/')}/{_PIPELINE}", dst_path=temporary, tracking_uri=tracking_uri())
+        bar = "true" if sys.stderr.isatty() else "false"
+        with store.environment("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", bar):
+            place = f"{source.rstrip('/')}/{_PIPELINE}"
+            got = download_artifacts(place, dst_path=temporary, tracking_uri=tracking_uri())
         for path in Path(got).iterdir():
             path.rename(folder / path.name)
         if not (folder / "model_index.json").is_file():

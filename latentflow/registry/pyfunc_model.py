@@ -10,6 +10,7 @@ per picture, and PNG bytes as text.
 """
 
 import base64
+import importlib
 import io
 import json
 import sys
@@ -46,12 +47,26 @@ def open_pipeline(
     """
     if trust_code and (folder / "code").is_dir() and str(folder / "code") not in sys.path:
         sys.path.append(str(folder / "code"))
+    _import_scheduler(folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with _quiet():
         pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, dtype=getattr(torch, dtype))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _import_scheduler(folder: Path) -> None:
+    """diffusers takes a scheduler of another library only where that is imported already; ours is no other's code."""
+    library, name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["scheduler"]
+    if library != "latentflow.scheduler":
+        return
+    try:
+        importlib.import_module(library)
+    except ImportError as error:
+        raise ValueError(
+            f"its {name} needs latentflow installed, or the code that it brings along ({error})"
+        ) from error
 
 
 def draw(pipeline: DiffusionPipeline, prompts: list[str], settings: dict[str, Any]) -> list[Image]:
