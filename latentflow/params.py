@@ -3,11 +3,12 @@
 The models hold types, bounds and a line of description; the defaults live in params.yaml alone.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from latentflow.errors import ParamsError
 
@@ -90,11 +91,27 @@ class DiffusionParams(Section):
     rho: Positive = Field(description="karras: how far the steps crowd near data")
     sigmas: list[float] = Field(description="given: all σ, from the largest to 0")
 
+    @field_validator("definition")
+    @classmethod
+    def _module_is_there(cls, definition: str) -> str:
+        module, colon, _ = definition.partition(":")
+        if colon and not _can_be_found(module):
+            raise ValueError(f"there is no module {module}; add its folder to PYTHONPATH, or the file to the image")
+        return definition
+
     @model_validator(mode="after")
     def _given_sigmas(self) -> Self:
         if (self.schedule == "given") != bool(self.sigmas):
             raise ValueError("sigmas and schedule `given` need each other: give both or neither")
         return self
+
+
+def _can_be_found(module: str) -> bool:
+    """Whether a module could be imported; it is not, because reading parameters must not run code."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 class UNetParams(Section):

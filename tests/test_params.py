@@ -27,6 +27,7 @@ PARAMS = ROOT / "params.yaml"
         ("model.pixart.patch_size=3", "(whole file)", "does not divide latents of 8x8"),
         ("train.sigma_mean=.nan", "train.sigma_mean", "finite number"),
         ("evaluate.guidance=0.5", "evaluate.guidance", "greater than or equal to 1"),
+        ("diffusion.definition=nowhere:parabola", "diffusion.definition", "no module nowhere"),
         ("register.name=a/b", "register.name", "should match pattern"),
     ],
 )

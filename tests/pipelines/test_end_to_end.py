@@ -188,6 +188,24 @@ def test_another_guidance_reruns_evaluation_only_and_coming_back_finds_its_versi
     assert project.registration()["version"] == "1"
 
 
+def test_a_definition_that_exists_nowhere_else(project: Project) -> None:
+    page = (PROJECT / "docs" / "theory.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_definitions.py.*?)```", page, re.DOTALL)
+    (project.folder / "my_definitions.py").write_text(code)
+    own = ("--set", "diffusion.definition=my_definitions:parabola", "--set", "evaluate.sampler=heun")
+    project.latentflow("train", *own, "--out", "own/model")
+    project.latentflow("evaluate", *own, "--model", "own/model", "--out", "own/evaluation")
+    project.latentflow("register", "--model", "own/model", "--evaluation", "own/evaluation", "--out", "own/registration")
+    (project.folder / "my_definitions.py").unlink()
+    version = json.loads((project.folder / "own/registration/manifest.json").read_text())["version"]
+    wanted = ("--model", f"models:/latentflow-tiny/{version}", "--prompt", "red heart", "--out", "own/heart.png")
+    with pytest.raises(AssertionError, match="--trust-code"):
+        project.latentflow("generate", *wanted)
+    project.latentflow("generate", *wanted, "--trust-code")
+    assert (project.folder / "own/heart.png").is_file()
+    shutil.rmtree(project.folder / "own")
+
+
 @pytest.mark.timeout(900)
 def test_dvc_and_kubeflow_give_equal_digests(project: Project) -> None:
     # The package's form keeps the project's defaults; the tiny values come in as overrides, as a user types them.
