@@ -1,4 +1,4 @@
-"""How good the pictures of a trained model are by sampler and steps, and how long they take.
+"""How good the pictures of a trained model are by sampler and steps; what they cost is the calls of the model.
 
     python benchmarks/samplers.py [--model data/model] [--records data/records] [--captions 128]
 
@@ -22,14 +22,14 @@ def main() -> None:
     options.add_argument("--captions", type=int, default=128)
     chosen = options.parse_args()
     judge = Judge(chosen.model, chosen.records, chosen.captions)
-    print("| sampler | steps | calls of the model | nearest | among five nearest | kernel distance | s per picture |")
-    print("|---|---|---|---|---|---|---|")
+    print("| sampler | steps | calls of the model | nearest | among five nearest | kernel distance |")
+    print("|---|---|---|---|---|---|")
     for sampler in SAMPLERS:
         for steps in STEPS:
             calls = 2 * steps - 1 if sampler == "heun" else steps
-            pictures, seconds = judge.drawn(judge.settings(sampler, steps))
+            pictures, _ = judge.drawn(judge.settings(sampler, steps))
             nearest, five = (f"{100 * judge.ranks(pictures).top(k).mean:.1f} %" for k in (1, 5))
-            figures = f"{nearest} | {five} | {judge.kernel(pictures):.5f} | {seconds:.3f}"
+            figures = f"{nearest} | {five} | {judge.kernel(pictures):.5f}"
             print(f"| {sampler} | {steps} | {calls} | {figures} |", flush=True)
 
 
