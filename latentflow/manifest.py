@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -78,23 +78,39 @@ class AutoencoderManifest(Manifest):
 
 
 class Shard(BaseModel):
-    """One safetensors file of the encoded set: a run of records of one split and one shape."""
+    """One safetensors file of the encoded set: a run of records of one split and one shape, or of captions.
+
+    ``moments`` are, for latents, each channel's sum and sum of squares over the shard.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     file: str
+    kind: Literal["latents", "text"]
     split: str
     count: int
     sha256: str
     keys: dict[str, tuple[list[int], str]]
+    moments: tuple[list[float], list[float]] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one row's latents or text."""
+        return tuple(self.keys[self.kind][0][1:])
 
 
 class EncodedManifest(Manifest):
-    """``encode``: shards/, prompts.safetensors, ``text_encoder/`` and ``tokenizer/`` (transformers folders)."""
+    """``encode``: latents/, text/, index.parquet, prompts.safetensors, ``text_encoder/`` and ``tokenizer/``.
+
+    ``shards`` are in the order of the rows: latents by split, shape and number, then text by number. The files may
+    lie in several folders, one per part that encoded them; their names are the same as if one had.
+    """
 
     step: str = "encode"
     shards: list[Shard]
     counts: dict[str, int]
+    index_sha256: str
+    prompts_sha256: str
     latent_shape: list[int]
     latent_mean: list[float]
     latent_std: list[float]
@@ -103,7 +119,6 @@ class EncodedManifest(Manifest):
     cased: bool
     resolution: int
     sample_prompts: list[str]
-    prompts_sha256: str
     origin: dict[str, str]
 
 
