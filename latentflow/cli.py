@@ -86,12 +86,30 @@ def encode(
     autoencoder: Autoencoder = AUTOENCODER,
     out: Out = ENCODED,
     force_rerun: Token = "",
+    part: Annotated[str, typer.Option(help="Encode only part number/of, e.g. 2/8, into --out.")] = "",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Make a set of parts that are encoded; moves no data.")
+    ] = False,
+    parts: Annotated[
+        list[Path] | None, typer.Option(help="With --merge: a folder with parts, if not --out; repeat it.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what would be encoded and why.")] = False,
 ) -> None:
-    """Turn records into latents and text embeddings, once."""
+    """Turn records into latents and text embeddings, once; what was encoded before is taken from the work store."""
     inputs = _inputs("encode", params, overrides)
     from latentflow.steps import encode as step
 
-    manifest = step.run(inputs, records, autoencoder, out, force_rerun)
+    if explain:
+        typer.echo("\n".join(step.explain(inputs, records, autoencoder, force_rerun)))
+        return
+    if part:
+        made = step.run_part(inputs, records, autoencoder, out, step.Part.parse(part), force_rerun)
+        _done(f"{len(made.shards)} shards of part {part} in {out}", "latentflow encode --merge, after the other parts")
+        return
+    if merge:
+        manifest = step.merge(inputs, records, autoencoder, out, parts or [], force_rerun)
+    else:
+        manifest = step.run(inputs, records, autoencoder, out, force_rerun)
     _done(f"{sum(manifest.counts.values())} records in {len(manifest.shards)} shards in {out}", "latentflow train")
 
 

@@ -70,9 +70,10 @@ class RecordsManifest(Manifest):
 
 
 class AutoencoderManifest(Manifest):
-    """``autoencoder``: ``vae/`` (a diffusers AutoencoderKL folder), reconstructions.png, metrics.json."""
+    """``autoencoder``: ``vae/`` (a diffusers AutoencoderKL folder, of digest ``weights``), reconstructions.png."""
 
     step: str = "autoencoder"
+    weights: str
     resolution: int
     trained: bool
 
@@ -97,6 +98,38 @@ class Shard(BaseModel):
     def shape(self) -> tuple[int, ...]:
         """The shape of one row's latents or text."""
         return tuple(self.keys[self.kind][0][1:])
+
+
+class TextFacts(BaseModel):
+    """What the set's manifest says of its text encoder, by digests; ``captions_cut`` are longer than the encoder's."""
+
+    width: int
+    cased: bool
+    text_encoder: str
+    tokenizer: str
+    prompts: str
+    captions_cut: int
+
+
+class EncodedPart(BaseModel):
+    """What ``encode --part`` leaves beside its shards; the first part also holds the text encoder."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fingerprint: str
+    number: int
+    of: int
+    shards: list[Shard]
+    text: TextFacts | None
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / f"part-{self.number:05d}-of-{self.of:05d}.json", self.model_dump(mode="json"))
+
+    @classmethod
+    def read_all(cls, folder: Path) -> list[Self]:
+        """The parts in ``folder``, by number."""
+        paths = sorted(folder.glob("part-*-of-*.json"))
+        return [cls.model_validate_json(path.read_text(encoding="utf-8")) for path in paths]
 
 
 class EncodedManifest(Manifest):

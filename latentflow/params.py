@@ -70,10 +70,29 @@ class EncodeParams(Section):
     text_encoder: str = Field(min_length=1, description="`minilm` (the embedded default), a folder, or a hub id")
     max_tokens: int = Field(ge=3, le=512, description="caption length in tokens, the special ones included")
     flip: bool = Field(description="also store the latents of the mirrored pictures")
+    bucket_step: int = Field(
+        ge=0, description="sides of aspect-ratio buckets are multiples of this; 0 crops to squares"
+    )
+    bucket_min_ratio: Positive = Field(description="narrowest bucket, as width / height")
+    bucket_max_ratio: Positive = Field(description="widest bucket, as width / height")
+    clip_frames: int = Field(ge=0, description="frames taken of a clip; 0 where there are only pictures")
+    clip_stride: Count = Field(description="every how many frames of a clip one is taken")
+    clip_fps: float = Field(ge=0, description="frames per second that a clip is brought to first; 0 keeps its own")
+    posterior: Literal["mean", "distribution"] = Field(
+        description="store the mean of the latents, or mean and log-variance, from which training draws"
+    )
     batch_size: Count = Field(description="pictures or captions per encoder call; the last one is padded")
     shard_size: Count = Field(description="records per shard")
     dtype: Literal["float32", "float16", "bfloat16"] = Field(description="type in which tensors are stored")
+    precision: Literal["fp32", "bf16"] = Field(description="arithmetic of the VAE; bf16 is faster on a GPU and coarser")
+    workers: int = Field(ge=-1, description="processes that decode pictures; -1 is one less than there are cores")
     sample_prompts: list[str] = Field(max_length=64, description="captions of the sample grid that training draws")
+
+    @model_validator(mode="after")
+    def _ratios_hold_the_square(self) -> Self:
+        if not self.bucket_min_ratio <= 1 <= self.bucket_max_ratio:
+            raise ValueError("bucket_min_ratio may not be above 1, nor bucket_max_ratio below: the square is a bucket")
+        return self
 
 
 class DiffusionParams(Section):
@@ -225,6 +244,11 @@ class Params(Section):
     def _fits_together(self) -> Self:
         if self.train.warmup_fraction == 1 and self.train.schedule != "constant":
             raise ValueError("train.warmup_fraction 1 leaves no step for the schedule; give less than 1")
+        if self.encode.bucket_step and self.autoencoder.resolution % self.encode.bucket_step:
+            raise ValueError(
+                f"autoencoder.resolution {self.autoencoder.resolution} is not a multiple of encode.bucket_step "
+                f"{self.encode.bucket_step}"
+            )
         if self.model.denoiser != "unet" and not self.autoencoder.pretrained:
             patch = getattr(self.model, self.model.denoiser).patch_size
             side = self.autoencoder.resolution // 2 ** (len(self.autoencoder.channels) - 1)

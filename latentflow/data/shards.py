@@ -11,18 +11,23 @@ asked for, ``original_size``, ``crop``, ``target_size`` (n, 2) int32 as (height,
 (m, tokens) bool, and ``source`` (m, 32) uint8, the sha256 of the caption in UTF-8.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+import numpy as np
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentflow.errors import LatentflowError
 from latentflow.files import atomic_file, sha256_file
 from latentflow.manifest import Shard
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from latentflow.data.plan import EncodePlan
 
 PROMPTS = "prompts.safetensors"
 INDEX = "index.parquet"
@@ -38,13 +43,7 @@ def text_name(number: int) -> str:
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes tensors to a safetensors file that is whole or absent. Raises LatentflowError on NaN or infinity."""
-    for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            row = int((~torch.isfinite(tensor)).flatten(1).any(dim=1).nonzero()[0, 0])
-            raise LatentflowError(
-                f"{path.name}: the encoder gave NaN or infinity in `{key}` for row {row} of the shard."
-            )
+    """Writes tensors to a safetensors file that is whole or absent."""
     with atomic_file(path) as temporary:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
 
@@ -55,9 +54,7 @@ def describe_shard(path: Path, file: str, kind: Literal["latents", "text"], spli
         keys = {key: _describe(opened, key) for key in sorted(opened.keys())}
         moments = _moments(opened.get_tensor("latents")) if kind == "latents" else None
     count = keys[kind][0][0]
-    return Shard(
-        file=file, kind=kind, split=split, count=count, sha256=sha256_file(path), keys=keys, moments=moments
-    )
+    return Shard(file=file, kind=kind, split=split, count=count, sha256=sha256_file(path), keys=keys, moments=moments)
 
 
 def _describe(opened: safe_open, key: str) -> tuple[list[int], str]:
@@ -68,3 +65,24 @@ def _describe(opened: safe_open, key: str) -> tuple[list[int], str]:
 def _moments(latents: Tensor) -> tuple[list[float], list[float]]:
     values = latents.double().transpose(0, 1).flatten(1)
     return values.sum(1).tolist(), values.square().sum(1).tolist()
+
+
+def write_index(path: Path, plan: "EncodePlan", ids: "pa.ChunkedArray") -> None:
+    """Writes which record each row of the latents is, and the rows of its captions in the text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    order = np.concatenate([job.rows for job in plan.latents])
+    per_record = pa.ListArray.from_arrays(plan.caption_starts.astype(np.int32), plan.caption_numbers)
+    table = pa.table({"id": ids.combine_chunks().take(order), "captions": per_record.take(order)})
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def statistics(shards: Sequence[Shard]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of the training split's latents, from the shards' moments."""
+    train = [shard for shard in shards if shard.split == "train" and shard.moments]
+    count = sum(shard.count * math.prod(shard.shape[1:]) for shard in train)
+    total, square = np.sum([np.array(shard.moments) for shard in train], axis=0)
+    variance = (square - total**2 / count) / max(1, count - 1)
+    return (total / count).tolist(), np.sqrt(np.maximum(variance, 0)).tolist()

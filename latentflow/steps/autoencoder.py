@@ -59,6 +59,7 @@ def _make(params: AutoencoderParams, records: Path, folder: Path, key: str, dige
         digest=digest_json({"vae": weights, "resolution": params.resolution, "psnr_db": psnr}),
         fingerprint=key,
         inputs=digests,
+        weights=weights,
         resolution=params.resolution,
         trained=not params.pretrained,
     ).write(folder)
