@@ -87,9 +87,7 @@ def encode(
     out: Out = ENCODED,
     force_rerun: Token = "",
     part: Annotated[str, typer.Option(help="Encode only part number/of, e.g. 2/8, into --out.")] = "",
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Make a set of parts that are encoded; moves no data.")
-    ] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Make a set of encoded parts; moves no data.")] = False,
     parts: Annotated[
         list[Path] | None, typer.Option(help="With --merge: a folder with parts, if not --out; repeat it.")
     ] = None,

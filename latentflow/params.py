@@ -71,7 +71,7 @@ class EncodeParams(Section):
     max_tokens: int = Field(ge=3, le=512, description="caption length in tokens, the special ones included")
     flip: bool = Field(description="also store the latents of the mirrored pictures")
     bucket_step: int = Field(
-        ge=0, description="sides of aspect-ratio buckets are multiples of this; 0 crops to squares"
+        ge=0, description="sides of aspect-ratio buckets are multiples of this; 0: squares"
     )
     bucket_min_ratio: Positive = Field(description="narrowest bucket, as width / height")
     bucket_max_ratio: Positive = Field(description="widest bucket, as width / height")

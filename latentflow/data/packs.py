@@ -79,9 +79,9 @@ class Packs:
         """The tensors of a shard: rows at ``places`` from other packs, the others from ``new`` in their order."""
         fresh = {key: number for number, key in enumerate(missing(keys, places))}
         opened = {pack: safe_open(pack, framework="pt") for pack in {place.pack for place in places.values()}}
-        names = new or {name: None for pack in opened.values() for name in pack.keys()}
+        names = list(new) or [name for pack in opened.values() for name in pack.keys()]  # noqa: SIM118
         columns = {}
-        for name in names:
+        for name in dict.fromkeys(names):
             old = {pack: file.get_tensor(name) for pack, file in opened.items()}
             rows = [new[name][fresh[key]] if key in fresh else old[places[key].pack][places[key].row] for key in keys]
             columns[name] = torch.stack(rows)

@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Layout:
-    """What decides the shapes: side of the square, VAE's factor, buckets (step 0: none), frames of clips, shard size."""
+    """What decides shapes: the square's side, the VAE, buckets (step 0: none), frames of clips, rows of a shard."""
 
     resolution: int
     factor: int

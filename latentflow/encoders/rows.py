@@ -124,7 +124,7 @@ class CaptionRows:
         self.folder = _namespace(store / "text", self.made_from)
         self._packs = Packs(self.folder / "rows", "text")
 
-    def packs(self, job: TextJob) -> Packs:
+    def packs(self, job: TextJob) -> Packs:  # noqa: ARG002
         return self._packs
 
     def keys(self, job: TextJob) -> list[bytes]:
