@@ -57,8 +57,18 @@ def fingerprint(step: str, version: int, params: BaseModel, inputs: dict[str, st
     )
 
 
+class DuplicateCounts(BaseModel):
+    """How many records repeat an earlier one, byte for byte or nearly, and how many of them were left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    exact: int
+    near: int
+    dropped: int
+
+
 class RecordsManifest(Manifest):
-    """``ingest``: records.parquet, media.tar, quarantine.jsonl."""
+    """``ingest``: records.parquet, ``media/``, quarantine.jsonl, duplicates.jsonl, report.html, metrics.json."""
 
     step: str = "ingest"
     source: str
@@ -67,6 +77,7 @@ class RecordsManifest(Manifest):
     credit: str
     counts: dict[str, int]
     quarantined: int
+    duplicates: DuplicateCounts
 
 
 class AutoencoderManifest(Manifest):

@@ -34,7 +34,15 @@ class IngestParams(Section):
     validation_fraction: Share = Field(description="share of the records held out for the loss during training")
     test_fraction: Share = Field(description="share of the records that only evaluation sees")
     max_bad_fraction: Fraction = Field(description="stop when more than this share of the records is refused")
-    min_side: Count = Field(description="refuse pictures with a side shorter than this, in pixels")
+    min_side: Count = Field(description="refuse pictures and clips with a side shorter than this, in pixels")
+    max_side: Count = Field(description="refuse pictures and clips with a side longer than this, in pixels")
+    duplicates: Literal["keep", "drop_exact", "drop_near"] = Field(
+        description="`keep` only reports duplicates; the others leave out all but the first (drop_near drops exact too)"
+    )
+    near_duplicate_distance: int = Field(
+        ge=0, le=8, description="bits of 64 in which the perceptual hashes of near duplicates may differ"
+    )
+    workers: int = Field(ge=0, description="processes that read and check; 0 is one per core; no result depends on it")
 
     @model_validator(mode="after")
     def _leaves_training_records(self) -> Self:

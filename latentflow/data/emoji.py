@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 
+from latentflow.data.media_refs import BytesMedia
 from latentflow.data.sources import Candidate
 from latentflow.errors import LatentflowError
 
@@ -33,13 +34,13 @@ class EmojiSource:
     def candidates(self) -> Iterator[Candidate]:
         folder = _folder()
         for code, caption in sorted(self._captions.items()):
-            yield Candidate(id=code, caption=caption, read=(folder / f"{code}.png").read_bytes)
+            yield Candidate(id=code, captions=caption, media=BytesMedia((folder / f"{code}.png").read_bytes()))
 
     def _content_digest(self) -> str:
         digest = hashlib.sha256()
         for candidate in self.candidates():
-            digest.update(f"{candidate.id}\t{candidate.caption}\t".encode())
-            digest.update(hashlib.sha256(candidate.read()).digest())
+            digest.update(f"{candidate.id}\t{candidate.captions}\t".encode())
+            digest.update(hashlib.sha256(candidate.media.read()).digest())
         return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from latentflow.data.media_refs import FileMedia
 from latentflow.data.sources import Candidate
 from latentflow.errors import LatentflowError
 from latentflow.files import sha256_file
@@ -41,7 +42,7 @@ class FolderSource:
                     f"the columns are {' and '.join(COLUMNS)}."
                 )
             name = row["file_name"]
-            yield Candidate(id=str(name), caption=row["text"], read=lambda name=name: self._read(name))  # type: ignore[misc]
+            yield Candidate(id=str(name), captions=row["text"], media=FileMedia(self.root, name))
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         with self.metadata.open(encoding="utf-8-sig", newline="") as file:
@@ -68,14 +69,3 @@ class FolderSource:
         if not isinstance(row, dict):
             raise LatentflowError(f"{self.metadata}, line {number}: expected an object, found {line.strip()[:40]}.")
         return row
-
-    def _read(self, name: Any) -> bytes:
-        if not isinstance(name, str) or not name:
-            raise ValueError("file_name is empty or not text")
-        root = self.root.resolve()
-        path = (root / name).resolve()
-        if not path.is_relative_to(root):
-            raise ValueError("file_name leaves the folder")
-        if not path.is_file():
-            raise ValueError("the picture does not exist")
-        return path.read_bytes()

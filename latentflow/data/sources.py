@@ -1,23 +1,33 @@
 """What every source of captioned pictures hands to ingest, and which source a name stands for."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from latentflow.errors import LatentflowError
+from latentflow.params import IngestParams
+
+
+class Media(Protocol):
+    """A picture or clip that is read later, maybe in another process: it pickles."""
+
+    def read(self) -> bytes:
+        """The bytes as they came. OSError or ValueError refuses the record, not the source."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A record before it is checked: ``caption`` is whatever the source says, ``read`` gives the picture's bytes.
+    """A record before it is checked: ``captions`` is whatever the source says, a text or a list of texts.
 
-    ``read`` may raise OSError or ValueError; that refuses the record, not the source.
+    ``conditions`` are the further columns that were asked for: media, or plain text.
     """
 
     id: str
-    caption: Any
-    read: Callable[[], bytes]
+    captions: Any
+    media: Media
+    conditions: dict[str, Media | str] = field(default_factory=dict)
+    license: str = ""
 
 
 class Source(Protocol):
@@ -32,11 +42,12 @@ class Source(Protocol):
         """All candidates in a fixed order."""
 
 
-def open_source(name: str) -> Source:
+def open_source(params: IngestParams) -> Source:
     """The source that ``ingest.source`` names: ``emoji`` or a folder."""
     from latentflow.data.emoji import EmojiSource
     from latentflow.data.folder import FolderSource
 
+    name = params.source
     if name == "emoji":
         return EmojiSource()
     if Path(name).is_dir():

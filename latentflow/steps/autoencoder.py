@@ -2,6 +2,7 @@
 
 import csv
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,7 @@ def _trained(params: AutoencoderParams, record_set: "RecordSet", folder: Path) -
 
 
 def _reconstruct(
-    vae: "AutoencoderKL", record_set: "RecordSet", records: "list[Record]", resolution: int
+    vae: "AutoencoderKL", record_set: "RecordSet", records: "Sequence[Record]", resolution: int
 ) -> "tuple[Tensor, Tensor, float]":
     import torch
 
