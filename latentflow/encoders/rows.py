@@ -15,9 +15,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from filelock import FileLock
+from PIL import Image
 from torch import Tensor
 
+from latentflow.data.clips import decode_clip
 from latentflow.data.encoded import full_batches
+from latentflow.data.media import decode_picture, fit
 from latentflow.data.packs import Packs
 from latentflow.data.plan import LatentsJob, TextJob
 from latentflow.data.records import Record, RecordSet
@@ -193,15 +196,13 @@ class _Decoded(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
     def _fitted(self, record: Record) -> tuple[np.ndarray, tuple[int, int]]:
         """Pixels (f, height, width, 3) and the crop's top and left."""
-        from latentflow.data import media
-
         data = self.records.read(record)
         height, width, params = self.job.height, self.job.width, self.params
         if not self.job.frames:
-            pixels, crop = media.fit(media.decode_picture(data), height, width)
+            pixels, crop = fit(decode_picture(data), height, width)
             return pixels[None], crop
-        clip = media.decode_clip(data, self.job.frames, params.clip_stride, params.clip_fps)
-        frames = [media.fit(frame, height, width) for frame in clip]
+        clip = decode_clip(data, self.job.frames, params.clip_stride, params.clip_fps)
+        frames = [fit(Image.fromarray(frame), height, width) for frame in clip]
         return np.stack([pixels for pixels, _ in frames]), frames[0][1]
 
 

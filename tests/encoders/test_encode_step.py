@@ -89,7 +89,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_the_files_hold_what_their_description_says(world: World) -> None:
     records = world.records()
-    manifest = world.encode(records, "encoded", "encode.bucket_step=8", "encode.flip=true")
+    manifest = world.encode(records, "encoded", "encode.flip=true")
     out = world.root / "encoded"
     assert sum(manifest.counts.values()) == COUNT
     index = pq.read_table(out / "index.parquet").to_pylist()
@@ -113,8 +113,15 @@ def test_the_files_hold_what_their_description_says(world: World) -> None:
             assert keys[caption].numpy().tobytes() == hashlib.sha256(record["captions"][0].encode()).digest()
             row += 1
     assert row == COUNT
-    shapes = {shard.shape for shard in manifest.shards if shard.kind == "latents"}
-    assert len(shapes) == 3
+    shapes = {shard.shape[1:] for shard in manifest.shards if shard.kind == "latents"}
+    assert shapes == {(8, 8)}
+
+
+def test_buckets(world: World) -> None:
+    manifest = world.encode(world.records(), "encoded", "encode.bucket_step=4")
+    shapes = {shard.shape[1:] for shard in manifest.shards if shard.kind == "latents"}
+    # Of 20x20, 20x40, 40x20 and 18x25 (height, width), in latents of a VAE of factor 2.
+    assert shapes == {(8, 8), (6, 10), (10, 6)}
 
 
 def test_crops_and_statistics(world: World) -> None:
@@ -156,7 +163,7 @@ def test_changed_captions_encode_text_only(world: World) -> None:
 
 def test_changed_buckets_encode_latents_only(world: World) -> None:
     world.encode(world.records(), "encoded")
-    world.encode(world.records(), "changed", "encode.bucket_step=8")
+    world.encode(world.records(), "changed", "encode.bucket_step=4")
     # Every fourth picture is square and a bucket of its own size was there before.
     assert 0 < world.rows()["pictures"] < COUNT + 12
     assert world.rows()["captions"] == 0
@@ -186,7 +193,7 @@ def test_explain(world: World) -> None:
     latents, text = sentences(records, "encode.dtype=float16")
     for line in (latents, text):
         assert "nothing was encoded with these settings (dtype was float32 and is float16)" in line
-    assert "nothing was encoded at the size 16x24 yet" in "\n".join(sentences(records, "encode.bucket_step=8"))
+    assert "nothing was encoded at the size 12x20 yet" in "\n".join(sentences(records, "encode.bucket_step=4"))
 
 
 def test_parts_give_the_same_bytes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,10 +285,10 @@ def test_a_store_that_cannot_be_written(world: World, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kB."""
+    """A file system of 96 kB."""
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True, check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", place], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip("a small file system cannot be mounted here (needs root)")
     yield place
