@@ -57,7 +57,7 @@ def test_a_clip_that_was_cut_off_is_refused(kind: str, share: float) -> None:
 def test_a_clip_with_its_index_first_is_refused_when_cut_off() -> None:
     data = clip(24, 12, movflags="faststart")
     assert probe(data).frames == 24
-    with pytest.raises(RefusedError, match="cut off|cannot be decoded: .*End of file"):
+    with pytest.raises(RefusedError, match=r"cut off|cannot be decoded: .*End of file"):
         probe(data[:-2000])
 
 
