@@ -116,11 +116,16 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
             if not container.streams.video:
                 raise RefusedError(Fault.UNKNOWN, "the file is a clip without a video stream")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise RefusedError(Fault.UNKNOWN, "the clip is of a kind that FFmpeg cannot decode")
             # Records are checked in parallel already.
             stream.codec_context.thread_count = 1
             yield container, stream
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise RefusedError(Fault.BROKEN, f"the clip cannot be decoded: {error}") from None
+    except RefusedError:
+        raise
+    except Exception as error:
+        # As with pictures, corrupt bytes lead readers into errors of every kind.
+        raise RefusedError(Fault.BROKEN, f"the clip cannot be decoded: {error or type(error).__name__}") from None
 
 
 def _rate(stream: Any) -> float:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 GRID = 8
 COLOURS = GRID * GRID * 3
-# Saving a photograph again moves the mean colour of a cell by a few levels; another picture moves some cell by more.
+# Saving a picture again moved the mean colour of a cell by up to 12 levels; another picture moves some cell by more.
 _COLOUR_TOLERANCE = 12
 # A picture whose grey levels spread less than this says nothing by its layout.
 _LEAST_SPREAD = 3.0
@@ -82,9 +82,7 @@ class DuplicateFinder:
         """The earlier record that this one repeats: of equal bytes, else the nearest, the first of equally near."""
         if (of := self._exact.get(sha256[:16])) is not None:
             return Duplicate(record_id, of, "exact", 0)
-        nearest = (
-            min((found for band in self._bands for found in self._near(band, look)), default=None) if look else None
-        )
+        nearest = self._nearest(look) if look else None
         if nearest is None:
             return None
         distance, place = nearest
@@ -102,15 +100,15 @@ class DuplicateFinder:
         self._ids.append(record_id)
         self._colours += look.colours
 
-    def _near(self, band: "_Band", look: Look) -> list[tuple[int, int]]:
-        """(distance, place) of the nearest record that shares the band and has the same colours, if there is one."""
-        distances, places = band.within(look.hash, self._distance)
-        if not len(places):
-            return []
+    def _nearest(self, look: Look) -> tuple[int, int] | None:
+        """(distance, place) of the nearest record of the same colours that shares a band."""
+        found = [close for band in self._bands if (close := band.within(look.hash, self._distance)) is not None]
+        if not found:
+            return None
+        distances, places = (np.concatenate(parts) for parts in zip(*found, strict=True))
         colours = np.frombuffer(self._colours, np.uint8).reshape(-1, COLOURS)[places].astype(np.int16)
-        apart = np.abs(colours - np.frombuffer(look.colours, np.uint8)).max(axis=1)
-        same = apart <= _COLOUR_TOLERANCE
-        return sorted(zip(distances[same].tolist(), places[same].tolist(), strict=True))[:1]
+        same = np.abs(colours - np.frombuffer(look.colours, np.uint8)).max(axis=1) <= _COLOUR_TOLERANCE
+        return min(zip(distances[same].tolist(), places[same].tolist(), strict=True), default=None)
 
 
 def _masks(bands: int) -> list[int]:
@@ -130,10 +128,12 @@ class _Band:
         hashes.append(value)
         places.append(place)
 
-    def within(self, value: int, distance: int) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
+    def within(self, value: int, distance: int) -> tuple[NDArray[np.uint8], NDArray[np.uint32]] | None:
         """Distances and places of the hashes in this band that differ from ``value`` in at most ``distance`` bits."""
         if (members := self._members.get(value & self._mask)) is None:
-            return np.empty(0, np.uint8), np.empty(0, np.uint32)
+            return None
         distances = np.bitwise_count(np.frombuffer(members[0], np.uint64) ^ np.uint64(value))
+        if distances.min() > distance:
+            return None
         close = distances <= distance
         return distances[close], np.frombuffer(members[1], np.uint32)[close]

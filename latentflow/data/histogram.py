@@ -22,9 +22,9 @@ class Bar:
 
 
 def bars(values: NDArray[np.float64]) -> list[Bar]:
-    """At most about 26 bars of equal, round width; the outermost 1 % at each end lies in the end bars."""
+    """At most 26 bars of equal, round width; the outermost 1 % at each end lies in the end bars."""
     low, high = np.quantile(values, (0.01, 0.99))
-    step = nice_step(max(high - low, abs(high) * 1e-3, 1e-9) / _BINS)
+    step = nice_step(max(high - low, abs(high) * 1e-3) / _BINS)
     if np.all(values == np.round(values)):
         step = max(1.0, np.ceil(step))
     edges = np.arange(np.floor(low / step), np.floor(high / step) + 2) * step
@@ -34,6 +34,8 @@ def bars(values: NDArray[np.float64]) -> list[Bar]:
 
 def chart(title: str, unit: str, values: NDArray[np.float64]) -> str:
     """A titled histogram of at least one value; every bar says its range and count when pointed at."""
+    if values.min() == values.max():
+        return f"<div><h3>{escape(title)}</h3>\n<p>{values[0]:g} {escape(unit)}: all {len(values):,}</p></div>"
     drawn = bars(values)
     highest = max(bar.count for bar in drawn)
     width = (_WIDTH - 2 * _LEFT) / len(drawn)

@@ -78,7 +78,8 @@ def _samples(records: RecordSet) -> Section:
 
 def _entry(records: RecordSet, shown: Sequence[Record], remark: str) -> Entry:
     images = tuple(records.image(record, _SIDE, _SIDE) for record in shown)
-    return Entry(_short(shown[0].caption), images, remark)
+    captions = dict.fromkeys(_short(record.caption) for record in shown)
+    return Entry(" / ".join(captions), images, remark)
 
 
 def _remark(record: Record) -> str:

@@ -49,7 +49,7 @@ class TarWriter:
         info = tarfile.TarInfo(name)
         info.size = len(data)
         # The standard library's own writer would keep every member in memory.
-        header = info.tobuf(tarfile.PAX_FORMAT)
+        header = info.tobuf(tarfile.GNU_FORMAT)
         if self._file.tell() and self._file.tell() + len(header) + len(data) > self._max_bytes:
             self._next()
         self._file.write(header)

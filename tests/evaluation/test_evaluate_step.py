@@ -11,13 +11,16 @@ from PIL import Image
 from tiny import RESOLUTION, build_pipeline
 
 from latentflow.data.encoded import PROMPTS, describe_shard, write_shard
-from latentflow.data.records import RecordSet, RecordWriter
-from latentflow.data.validation import Checked
+from latentflow.data.media_refs import BytesMedia
+from latentflow.data.record_writer import record_writer
+from latentflow.data.records import RecordSet
+from latentflow.data.sources import Candidate
+from latentflow.data.validation import Limits, check
 from latentflow.errors import LatentflowError
 from latentflow.evaluation import drawing
 from latentflow.evaluation.drawing import Artist, Request, Settings
 from latentflow.files import sha256_file
-from latentflow.manifest import EncodedManifest, EvaluationManifest, ModelManifest, RecordsManifest
+from latentflow.manifest import DuplicateCounts, EncodedManifest, EvaluationManifest, ModelManifest, RecordsManifest
 from latentflow.params import EvaluateInputs, EvaluateParams
 from latentflow.steps import evaluate
 
@@ -45,13 +48,13 @@ def inputs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _write_records(folder: Path) -> None:
     folder.mkdir()
-    writer = RecordWriter(folder)
-    for number in range(30):
-        data = io.BytesIO()
-        Image.new("RGB", (20, 20), (number * 8, 255 - number * 8, 128)).save(data, "PNG")
-        caption = f"{WORDS[number % 10]} {WORDS[number // 10]}"
-        writer.add(Checked(f"{number:02d}", caption, data.getvalue(), 20, 20), "test" if number % 5 == 0 else "train")
-    _, counts = writer.finish()
+    with record_writer(folder) as writer:
+        for number in range(30):
+            data = io.BytesIO()
+            Image.new("RGB", (20, 20), (number * 8, 255 - number * 8, 128)).save(data, "PNG")
+            caption = f"{WORDS[number % 10]} {WORDS[number // 10]}"
+            candidate = Candidate(f"{number:02d}", caption, BytesMedia(data.getvalue()))
+            writer.add(check(candidate, Limits(1, 100)), "test" if number % 5 == 0 else "train")
     RecordsManifest(
         digest="records-digest",
         fingerprint="f",
@@ -60,8 +63,9 @@ def _write_records(folder: Path) -> None:
         revision="1",
         license="CC0",
         credit="nobody",
-        counts=counts,
+        counts=writer.counts,
         quarantined=0,
+        duplicates=DuplicateCounts(exact=0, near=0, dropped=0),
     ).write(folder)
 
 
