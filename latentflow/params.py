@@ -28,13 +28,55 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True, allow_inf_nan=False)
 
 
+# Fields that only some sources read, by the prefix of `source`.
+_OF_SOURCES = {"revision": ("hf", "dvc"), "path": ("dvc",), "subset": ("hf",)}
+# A column's name is part of a file's name in the records.
+Column = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]{1,100}$")]
+
+
+def source_kind(source: str) -> str:
+    """``hf`` of hf:owner/name, ``dvc`` of dvc:repository, and nothing of paths and URLs."""
+    kind, _, rest = source.partition(":")
+    return kind if kind in ("hf", "dvc") and rest and not rest.startswith("//") else ""
+
+
 class IngestParams(Section):
-    source: str = Field(min_length=1, description="`emoji` (the embedded default) or a folder with metadata.jsonl|csv")
+    source: str = Field(
+        min_length=1, description="`emoji` (the embedded default), a folder, tars, `hf:owner/name` or `dvc:repository`"
+    )
+    revision: str = Field(description="hf:, dvc: branch, tag or SHA; empty is the default branch's tip")
+    path: str = Field(description="dvc: the folder or tar inside the repository")
+    subset: str = Field(description="hf: configuration of the dataset; empty is its default")
+    hub_split: str = Field(min_length=1, description="hf: and saved datasets with splits: the split that is read")
+    media_column: str = Field(description="column of the picture or clip; empty looks for file_name, image, video")
+    caption_column: str = Field(description="column of the caption; empty looks for text, prompt, caption")
+    condition_columns: list[Column] = Field(
+        max_length=16, description="further columns to keep, such as control pictures: paths, media or text"
+    )
     limit: int = Field(ge=0, description="keep only this many records, chosen by a hash of the id; 0 keeps all")
     validation_fraction: Share = Field(description="share of the records held out for the loss during training")
     test_fraction: Share = Field(description="share of the records that only evaluation sees")
     max_bad_fraction: Fraction = Field(description="stop when more than this share of the records is refused")
     min_side: Count = Field(description="refuse pictures with a side shorter than this, in pixels")
+
+    @model_validator(mode="after")
+    def _fits_the_source(self) -> Self:
+        kind = source_kind(self.source)
+        for field, kinds in _OF_SOURCES.items():
+            if getattr(self, field) and kind not in kinds:
+                raise ValueError(f"{field} is for {' and '.join(f'{k}:' for k in kinds)} sources; leave it empty here")
+        if kind == "dvc" and not self.path:
+            raise ValueError("a dvc: source needs path, the folder or tar inside the repository")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        named = [name for name in (self.media_column, self.caption_column, *self.condition_columns) if name]
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"the column {twice[0]} is named twice among media, caption and conditions")
+        if named and self.source == "emoji":
+            raise ValueError("the emoji have no columns to choose; leave media, caption and condition columns empty")
+        return self
 
     @model_validator(mode="after")
     def _leaves_training_records(self) -> Self:

@@ -31,9 +31,9 @@ def check(candidate: Candidate, min_side: int) -> Checked:
     """Checks caption and picture. Raises RefusedError with the reason."""
     if not _encodes(candidate.id):
         raise RefusedError("the id (file_name) is not valid Unicode")
-    caption = _caption(candidate.caption)
+    caption = _caption(candidate.captions)
     try:
-        picture = candidate.read()
+        picture = candidate.media.read()
     except (OSError, ValueError) as error:
         raise RefusedError(str(error)) from None
     width, height = _size(picture)

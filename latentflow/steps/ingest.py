@@ -31,7 +31,7 @@ def run(inputs: IngestInputs, out: Path, force_rerun: str = "") -> RecordsManife
     from latentflow.data.validation import RefusedError, check
 
     params = inputs.ingest
-    source = open_source(params.source)
+    source = open_source(params)
     refused: list[dict[str, str]] = []
     with atomic_folder(out) as folder:
         writer = RecordWriter(folder)

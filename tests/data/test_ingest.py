@@ -17,6 +17,13 @@ from latentflow.steps import ingest
 def inputs(source: Path | str, **changes: object) -> IngestInputs:
     fields = {
         "source": str(source),
+        "revision": "",
+        "path": "",
+        "subset": "",
+        "hub_split": "train",
+        "media_column": "",
+        "caption_column": "",
+        "condition_columns": [],
         "limit": 0,
         "validation_fraction": 0.2,
         "test_fraction": 0.2,
