@@ -88,27 +88,20 @@ class OpenTar:
 
 def find_tars(pattern: str) -> list[Tar]:
     """The tars that a path, pattern or URL names, in its order. Raises LatentflowError if one is not there."""
-    import fsspec
-
-    fixed, found, missing = _fixed_folder(pattern), dict[str, Tar](), []
+    urls = spell_out(pattern)
     try:
-        for url in spell_out(pattern):
-            files, path = fsspec.url_to_fs(url)
-            paths = _listed(files, path)
-            for each in paths:
-                found[each] = _tar(files, each, fixed)
-            if not paths:
-                missing.append(url)
+        fixed = _fixed_folder(pattern)
+        found = {url: _found(url, fixed) for url in urls}
     except ImportError as error:
-        raise LatentflowError(f"{without_secrets(pattern)}: {error}; see the extras s3 and gcs in the docs.") from None
-    # Each file system raises what its client library does.
+        raise LatentflowError(f"ingest.source: {error}, or one of the extras latentflow[s3] and [gcs].") from None
+    # Each store's client raises its own.
     except Exception as error:
         shown = without_secrets(f"{pattern} cannot be listed ({type(error).__name__}: {error})")
         raise LatentflowError(f"ingest.source: {shown}.") from None
-    if missing:
+    if missing := [url for url, tars in found.items() if not tars]:
         shown = without_secrets(", ".join(missing[:3]))
         raise LatentflowError(f"ingest.source: {len(missing)} of the tars are not there: {shown}.")
-    return list(found.values())
+    return list({tar.path: tar for tars in found.values() for tar in tars}.values())
 
 
 def tars_in(folder: Path) -> list[Tar]:
@@ -124,12 +117,16 @@ def revision_of(tars: list[Tar]) -> str:
     return digest_json([[tar.name, tar.size, tar.etag] for tar in tars])[:16]
 
 
-def _listed(files: "AbstractFileSystem", path: str) -> list[str]:
+def _found(url: str, fixed: str) -> list[Tar]:
+    """The tars of a path or URL without braces: those that its wildcards match, or the one that it is."""
+    import fsspec
+
+    files, path = fsspec.url_to_fs(url)
     # In a web address a question mark begins the query.
-    magic = "*?[" if "http" not in files.protocol else ""
+    magic = "" if path.startswith(("http://", "https://")) else "*?["
     if any(letter in path for letter in magic):
-        return sorted(files.glob(path))
-    return [path] if files.isfile(path) else []
+        return [_tar(files, each, fixed) for each in sorted(files.glob(path))]
+    return [_tar(files, path, fixed)] if files.isfile(path) else []
 
 
 def _tar(files: "AbstractFileSystem", path: str, fixed: str) -> Tar:
