@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -29,7 +29,10 @@ class DvcSource:
     def __init__(self, repository: str, params: IngestParams) -> None:
         self.name = without_secrets(f"dvc:{repository}/{params.path}")
         self.revision, fetched = _fetched(repository, params, self.name)
-        self._inner = open_place(str(fetched), params)
+        try:
+            self._inner = open_place(str(fetched), params)
+        except LatentflowError as error:
+            raise LatentflowError(f"{self.name} was fetched and is no source: {error}") from None
         self.license, self.credit = self._inner.license, self._inner.credit
 
     def candidates(self) -> Iterator[Candidate]:
@@ -49,10 +52,10 @@ def _fetched(repository: str, params: IngestParams, shown: str) -> tuple[str, Pa
             return sha, _fetch(repo, path, _place(sha, path)) / path.name
     except LatentflowError:
         raise
-    # git, DVC and the remote's client each raise their own; the first line says what they missed.
+    # git, DVC and the remote's client each raise their own.
     except Exception as error:
-        said = without_secrets((str(error).strip() or type(error).__name__).splitlines()[0]).rstrip(".")
         at = f" at revision {params.revision}" if params.revision else ""
+        said = without_secrets(_first_cause(error))
         raise LatentflowError(f"ingest.source {shown}{at} cannot be fetched ({said}).") from None
 
 
@@ -60,14 +63,21 @@ def _place(sha: str, path: PurePosixPath) -> Path:
     return store() / "sources" / f"{sha}-{sha256(str(path).encode()).hexdigest()[:16]}"
 
 
-def _opened(repository: str, revision: str) -> "AbstractContextManager[Repo]":
+@contextmanager
+def _opened(repository: str, revision: str) -> "Iterator[Repo]":
     try:
         from dvc.repo import Repo
+        from dvc.repo.open_repo import clean_repos
     except ImportError:
         raise LatentflowError("a dvc: source needs the package dvc: pip install 'latentflow[dvc]'.") from None
     # Without a revision a local repository would be read from its working tree, which no SHA names.
     rev = revision or ("HEAD" if Path(repository).exists() else None)
-    return Repo.open(repository, rev=rev)
+    try:
+        with Repo.open(repository, rev=rev) as repo:
+            yield repo
+    finally:
+        # DVC keeps its clones until the process ends, and its own command line alone removes them.
+        clean_repos()
 
 
 def _fetch(repo: "Repo", path: PurePosixPath, place: Path) -> Path:
@@ -79,3 +89,10 @@ def _fetch(repo: "Repo", path: PurePosixPath, place: Path) -> Path:
             with atomic_folder(place) as folder:
                 repo.dvcfs.get(str(path), str(folder / path.name), recursive=True)
     return place
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of what lay behind the error; DVC's own words are often `SCM error`."""
+    while error.__cause__ and str(error.__cause__).strip():
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

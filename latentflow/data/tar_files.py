@@ -122,11 +122,11 @@ def _found(url: str, fixed: str) -> list[Tar]:
     import fsspec
 
     files, path = fsspec.url_to_fs(url)
-    # In a web address a question mark begins the query.
-    magic = "" if path.startswith(("http://", "https://")) else "*?["
-    if any(letter in path for letter in magic):
-        return [_tar(files, each, fixed) for each in sorted(files.glob(path))]
-    return [_tar(files, path, fixed)] if files.isfile(path) else []
+    if files.isfile(path):
+        return [_tar(files, path, fixed)]
+    # In a web address a question mark begins the query, and there is nothing to list.
+    has_wildcards = not path.startswith(("http://", "https://")) and any(letter in path for letter in "*?[")
+    return [_tar(files, each, fixed) for each in sorted(files.glob(path))] if has_wildcards else []
 
 
 def _tar(files: "AbstractFileSystem", path: str, fixed: str) -> Tar:
