@@ -60,16 +60,20 @@ def condition_of(name: str, value: Any, root: Path) -> Media | str:
     What ends as a picture or clip does is one even if it is missing: a lost control picture refuses its record
     and does not become a text.
     """
+    text = text_of(value)
+    if not text:
+        return RefusedMedia(f"the condition {name} is empty or neither text nor a path")
+    return FileMedia(root, text) if _has_media_suffix(text) or _is_file(root / text) else text
+
+
+def text_of(value: Any) -> str:
+    """A text that is not blank, or a number in digits; empty for anything else."""
     if isinstance(value, bool | int | float):
         return str(value)
-    if not isinstance(value, str) or not value.strip():
-        return RefusedMedia(f"the condition {name} is empty or neither text nor a path")
-    if has_media_suffix(value) or _is_file(root / value):
-        return FileMedia(root, value)
-    return value
+    return value if isinstance(value, str) and value.strip() else ""
 
 
-def has_media_suffix(name: str) -> bool:
+def _has_media_suffix(name: str) -> bool:
     stem, _, suffix = name.rpartition(".")
     return bool(stem) and suffix.lower() in MEDIA_SUFFIXES
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentflow.data.columns import Columns, license_of
+from latentflow.data.columns import Columns, license_of, text_of
 from latentflow.data.media_refs import BytesMedia, FileMedia, RefusedMedia, check_size
 from latentflow.data.sources import Candidate, Media
 from latentflow.errors import LatentflowError
@@ -43,7 +43,7 @@ class HubMedia:
         return data
 
 
-@dataclass(frozen=True)
+@dataclass
 class DatasetSource:
     """One split of a dataset; a record's id is its ``id`` column, else its row number.
 
@@ -80,13 +80,15 @@ class DatasetSource:
 
     def _value(self, row: Mapping[str, Any], column: str) -> Any:
         """The value; a class's number becomes its name."""
-        value, feature = row[column], (self.dataset.features or {}).get(column)
-        if hasattr(feature, "int2str") and isinstance(value, int) and 0 <= value < feature.num_classes:
-            return feature.int2str(value)
+        from datasets import ClassLabel
+
+        value, kind = row.get(column), (self.dataset.features or {}).get(column)
+        if isinstance(kind, ClassLabel) and isinstance(value, int) and 0 <= value < kind.num_classes:
+            return kind.int2str(value)
         return value
 
     def _media(self, row: Mapping[str, Any], column: str) -> Media:
-        value = row[column]
+        value = row.get(column)
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if isinstance(data, bytes):
             return BytesMedia(data)
@@ -96,11 +98,7 @@ class DatasetSource:
         value = self._value(row, column)
         if isinstance(value, bytes | dict):
             return self._media(row, column)
-        if isinstance(value, bool | int | float):
-            return str(value)
-        if isinstance(value, str) and value.strip():
-            return value
-        return RefusedMedia(f"the condition {column} is empty or neither text nor media")
+        return text_of(value) or RefusedMedia(f"the condition {column} is empty or neither text nor media")
 
 
 def _id_of(row: Mapping[str, Any], number: int) -> str:
@@ -148,7 +146,7 @@ def _split_folder(folder: Path, split: str) -> Path:
 
 def open_hub(name: str, params: IngestParams) -> DatasetSource:
     """The dataset ``owner/name`` of the hub, streamed at the SHA that ``ingest.revision`` names now."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).exists():
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(name).exists():
         # The library would read the folder.
         found = "there is a folder of that name" if Path(name).exists() else "that is no name of a dataset"
         raise LatentflowError(f"ingest.source hf:{name}: expected hf:owner/name, and {found}.")

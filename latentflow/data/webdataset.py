@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from latentflow.data.columns import CAPTION_NAMES, usual
+from latentflow.data.columns import CAPTION_NAMES, license_of, text_of, usual
 from latentflow.data.locations import without_secrets
 from latentflow.data.media_refs import MEDIA_SUFFIXES, RefusedMedia, check_size
 from latentflow.data.sources import Candidate, Media
@@ -149,14 +149,13 @@ class SampleReader:
 
     def candidate(self, tar: str, sample: Sample) -> Candidate:
         media = RefusedMedia(sample.fault) if sample.fault else self._media(sample)
-        said = sample.fields.get("license")
         return Candidate(
             id=f"{tar}/{sample.key}",
             # A fault is a caption that passes, so that the medium's reason is the one that is told.
             captions=sample.fault or self._captions(sample),
             media=media,
             conditions={name: self._condition(sample, name) for name in self.conditions},
-            license=said if isinstance(said, str) else "",
+            license=license_of(sample.fields),
         )
 
     def _media(self, sample: Sample) -> Media:
@@ -177,10 +176,8 @@ class SampleReader:
     def _condition(self, sample: Sample, name: str) -> Media | str:
         if media := _named(sample, name):
             return media
-        value = _written(sample, name)
-        if isinstance(value, bool | int | float) or (isinstance(value, str) and value.strip()):
-            return str(value)
-        return RefusedMedia(f"the sample has no condition {name} (found {_endings(sample)})")
+        text = text_of(_written(sample, name))
+        return text or RefusedMedia(f"the sample has no condition {name} (found {_endings(sample)})")
 
 
 def _named(sample: Sample, name: str) -> Media | None:
