@@ -10,7 +10,6 @@ import logging
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from latentflow.data.columns import CAPTION_NAMES, license_of, text_of, usual
@@ -89,9 +88,9 @@ def samples(tar: Tar) -> Iterator[Sample]:
 
 def split_name(name: str) -> tuple[str, str]:
     """Key and ending of a member's name; either is empty for names without a dot or that begin with one."""
-    path = PurePosixPath(name)
-    stem, _, ending = path.name.partition(".")
-    return (str(path.with_name(stem)) if stem else ""), ending.lower()
+    folder, slash, base = name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    return f"{folder}{slash}{stem}".removeprefix("./") if stem else "", ending.lower()
 
 
 def _add(sample: Sample, ending: str, member: tarfile.TarInfo, opened: OpenTar) -> None:
@@ -112,8 +111,7 @@ def _add(sample: Sample, ending: str, member: tarfile.TarInfo, opened: OpenTar) 
 
 
 def _refuse_unsafe(member: tarfile.TarInfo) -> None:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts:
+    if member.name.startswith("/") or ".." in member.name.split("/"):
         raise ValueError(f"the member {member.name} leaves the tar")
     if not member.isreg() or member.issparse():
         kind = "a link" if member.issym() or member.islnk() else "no regular file"
