@@ -60,6 +60,7 @@ def _fetched(repository: str, params: IngestParams, shown: str) -> tuple[str, Pa
 
 
 def _place(sha: str, path: PurePosixPath) -> Path:
+    """The copy's folder; a SHA names the same content in every repository that has it."""
     return store() / "sources" / f"{sha}-{sha256(str(path).encode()).hexdigest()[:16]}"
 
 

@@ -38,7 +38,7 @@ class HubMedia:
         if not last.startswith("hf://") or not all(part.startswith(("zip://", "tar://")) for part in outer):
             raise ValueError("the dataset refers to a file outside the hub")
         with fsspec.open(self.url, "rb") as file:
-            check_size(file.size or 0)
+            check_size(getattr(file, "size", None) or 0)
             data: bytes = file.read()
         return data
 

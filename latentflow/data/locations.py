@@ -35,4 +35,6 @@ def _choices(inside: str, pattern: str) -> list[str]:
 def without_secrets(text: str) -> str:
     """The text with ``user:password@`` and the queries (signatures, tokens) taken out of every URL in it."""
     text = re.sub(r"(\w://)[^/\s'\"]*@", r"\1", text)
+    text = re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text)
+    # Elsewhere a question mark may be a wildcard.
     return re.sub(r"(\w://[^\s?'\"]*)\?[^\s'\"]*=[^\s'\"]*", r"\1", text)

@@ -21,13 +21,16 @@ def numbered_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[
 
     Of a Parquet file only ``columns`` are read, where they are given: others may be large.
     """
+    if path.suffix == ".parquet":
+        rows = _parquet(path, columns)
+    else:
+        rows = _json_lines(path) if path.suffix == ".jsonl" else _csv(path)
+    number = 0
     try:
-        if path.suffix == ".parquet":
-            yield from _parquet(path, columns)
-        else:
-            yield from _json_lines(path) if path.suffix == ".jsonl" else _csv(path)
-    except UnicodeDecodeError as error:
-        raise LatentflowError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
+        for number, row in rows:
+            yield number, row
+    except UnicodeDecodeError:
+        raise LatentflowError(f"{path} is not UTF-8 after row {number}; save it as UTF-8.") from None
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
@@ -40,10 +43,9 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
 def _parse(path: Path, number: int, line: str) -> Row:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise LatentflowError(f"{path}, row {number}: not JSON ({error.msg}).") from None
-    except RecursionError:
-        raise LatentflowError(f"{path}, row {number}: JSON that is nested too deep.") from None
+    # ValueError also of a number with thousands of digits.
+    except (ValueError, RecursionError) as error:
+        raise LatentflowError(f"{path}, row {number}: not JSON ({error}).") from None
     if not isinstance(row, dict):
         raise LatentflowError(f"{path}, row {number}: expected an object, found {line.strip()[:40]}.")
     return row

@@ -130,7 +130,7 @@ def _text(member: tarfile.TarInfo, opened: OpenTar) -> str:
 def _object(name: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise ValueError(f"{name} is not JSON") from None
     if not isinstance(value, dict):
         raise ValueError(f"{name} is no JSON object")

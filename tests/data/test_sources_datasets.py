@@ -1,14 +1,19 @@
 """Datasets of the library `datasets`: saved ones of every kind, the hub when it cannot be asked."""
 
+import io
 import os
 import pickle
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from source_helpers import PARAMS, opened, params_of, png, refusal
 
 from latentflow.data.columns import Columns
@@ -96,16 +101,40 @@ def test_wrong_columns_and_broken_folders_are_named(tmp_path: Path) -> None:
 
 
 def test_a_stream_that_breaks_off_names_the_row() -> None:
-    def rows() -> Any:
-        yield {"image": png(), "text": "one"}
-        raise ConnectionError("the network is gone")
+    class Stream:
+        features = None
 
-    stream = datasets.IterableDataset.from_generator(rows)
-    source = DatasetSource("hf:a/b", "1", "", "", stream, Columns("image", "text", ()), HubMedia)
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            yield {"image": png(), "text": "one"}
+            raise ConnectionError("the network is gone")
+
+    source = DatasetSource("hf:a/b", "1", "", "", Stream(), Columns("image", "text", ()), HubMedia)
     candidates = source.candidates()
     assert next(candidates).media == BytesMedia(png())
     with pytest.raises(LatentflowError, match=r"hf:a/b: cannot be read on after row 1 \(.*the network is gone\)"):
         next(candidates)
+
+
+class HubFiles(MemoryFileSystem):
+    """The hub's files, in memory."""
+
+    protocol = "hf"
+    store: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("hf://").lstrip("/")
+
+
+def test_files_and_members_of_archives_on_the_hub_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("a.png", png(1))
+    monkeypatch.setitem(import_module("fsspec.registry")._registry, "hf", HubFiles)
+    HubFiles().pipe_file("hf://datasets/a/b/c.png", png(2))
+    HubFiles().pipe_file("hf://datasets/a/b/c.zip", archive.getvalue())
+    assert HubMedia("hf://datasets/a/b/c.png").read() == png(2)
+    assert HubMedia("zip://a.png::hf://datasets/a/b/c.zip").read() == png(1)
 
 
 @pytest.mark.parametrize("url", ["/etc/passwd", "file:///etc/passwd", "file:///etc/passwd::hf://datasets/a/b/c.zip"])
@@ -114,12 +143,15 @@ def test_a_dataset_cannot_name_files_of_this_machine(url: str) -> None:
         HubMedia(url).read()
 
 
-def test_the_hub_is_streamed_at_the_sha_of_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_streamed_at_the_sha_of_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(3).to_parquet(tmp_path / "data.parquet")
+    files = str(tmp_path / "data.parquet")
+    stream = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
     asked: dict[str, Any] = {}
 
     def load(name: str, subset: str | None, **arguments: Any) -> Any:
         asked.update(arguments, name=name, subset=subset)
-        return made(3).to_iterable_dataset()
+        return stream
 
     card = SimpleNamespace(sha="0123", card_data=SimpleNamespace(license=["mit", "cc-by-4.0"]))
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, name, revision: card)

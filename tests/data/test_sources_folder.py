@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,8 @@ def test_byte_order_mark_and_mixed_line_ends(root: Path) -> None:
         ("metadata.jsonl", '{"file_name": "0.png", "text": "a"}\n{"file_name"', r"row 2: not JSON"),
         ("metadata.jsonl", '{"file_name": "0.png", "text": "a"}\n[1]\n', r"row 2: expected an object"),
         ("metadata.jsonl", '{"file_name": "0.png", "text": "a"}\n{"text": "b"}', r"row 2: no column file_name"),
-        ("metadata.jsonl", "[" * 100_000, "row 1: "),
+        ("metadata.jsonl", "[" * 100_000, "row 1: not JSON"),
+        ("metadata.jsonl", '{"file_name": "0.png", "text": ' + "1" * 5000 + "}", "row 1: not JSON"),
         ("metadata.parquet", "not parquet", "cannot be read as Parquet after row 0"),
     ],
 )
@@ -215,6 +217,20 @@ def test_fields_that_do_not_fit_the_source_are_refused(source: str, changes: dic
 def test_an_unknown_source_is_told_the_forms(source: str) -> None:
     with pytest.raises(LatentflowError, match=r"neither `emoji` nor a folder, nor one of: .*dvc:repository"):
         opened(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "words"),
+    [
+        ("hf:owner/name", "datasets", r"needs the package datasets: pip install 'latentflow\[hub\]'"),
+        ("dvc:/repository", "dvc.repo", r"needs the package dvc: pip install 'latentflow\[dvc\]'"),
+        ("gs://bucket/x.tar", "gcsfs", r"extras latentflow\[s3\] and \[gcs\]"),
+    ],
+)
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, source: str, module: str, words: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(LatentflowError, match=words):
+        opened(source, path="x" if source.startswith("dvc:") else "")
 
 
 def test_emoji_candidates_are_as_they_were() -> None:

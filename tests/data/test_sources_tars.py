@@ -4,7 +4,10 @@ import io
 import json
 import pickle
 import tarfile
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +230,22 @@ def test_braces_are_spelled_out() -> None:
 def test_secrets_are_not_shown() -> None:
     shown = without_secrets("x https://me:p@ss@host/a/b?X-Amz-Signature=abc&y=z (s3://host/a-?.tar) git@host:a/b")
     assert shown == "x https://host/a/b (s3://host/a-?.tar) git@host:a/b"
+
+
+def test_a_web_address_is_streamed_and_its_signature_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(tar_bytes(shard(0, 3)))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        source = opened(f"{address}/x.tar?signature=secret")
+        candidates = list(source.candidates())
+        with pytest.raises(LatentflowError, match=r"not there: http://127.0.0.1:\d+/y\.tar\.") as caught:
+            opened(f"{address}/y.tar?signature=secret")
+        server.shutdown()
+    assert [(each.id, each.media) for each in candidates] == [(f"x/{n:04d}", BytesMedia(png(n))) for n in range(3)]
+    assert source.name == f"{address}/x.tar"
+    assert "secret" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")
