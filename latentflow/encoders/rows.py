@@ -5,6 +5,7 @@ Models are loaded at the first row that has to be encoded, so a set that is alre
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -216,11 +217,9 @@ def _note(folder: Path, made_from: dict[str, Any]) -> None:
 
 
 def _workers(wanted: int, batches: int) -> int:
-    """Worker processes: at least one batch for each, and by default a core less than there are, at most 8."""
-    import os
-
-    cores = len(os.sched_getaffinity(0))
-    return min(wanted if wanted >= 0 else min(8, cores - 1), batches if batches > 1 else 0)
+    """Worker processes beside this one: at most 8 unless asked for, and none for a single batch."""
+    found = wanted or min(8, len(os.sched_getaffinity(0)) - 1)
+    return min(found, batches) if found > 1 and batches > 1 else 0
 
 
 def _as_rows(digests: Sequence[bytes]) -> Tensor:

@@ -150,6 +150,8 @@ class _Work:
             PictureRows(params, record_set, autoencoder, vae_manifest.weights, rows, token),
             CaptionRows(params, digests["text_encoder"], rows, token),
         )
+        # The same rows come of any number of workers.
+        anywhere = inputs.model_copy(update={"encode": params.model_copy(update={"workers": 0})})
         return cls(
             inputs=inputs,
             records=record_set,
@@ -158,7 +160,7 @@ class _Work:
             plan=plan.make(record_set.arrow, _layout(inputs, autoencoder, vae_manifest.resolution)),
             encoders=encoders,
             digests=digests,
-            fingerprint=fingerprint("encode", VERSION, inputs, digests, token),
+            fingerprint=fingerprint("encode", VERSION, anywhere, digests, token),
         )
 
     def hand_over_text(self, folder: Path) -> TextFacts:

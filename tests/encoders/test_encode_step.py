@@ -37,7 +37,11 @@ class World:
     def records(self, count: int = COUNT, **kwargs: list[str]) -> Path:
         name = f"{count}-{hashlib.sha256(str(kwargs).encode()).hexdigest()[:6]}"
         folder = self.root / "records" / name
-        return folder if folder.is_dir() else make_records(write_pictures(self.root / "pictures" / name, count, **kwargs), folder)
+        return (
+            folder
+            if folder.is_dir()
+            else make_records(write_pictures(self.root / "pictures" / name, count, **kwargs), folder)
+        )
 
     def encode(self, records: Path, name: str, *overrides: str) -> EncodedManifest:
         for calls in self.asked.values():
@@ -288,7 +292,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 96 kB."""
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", place], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", place], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("a small file system cannot be mounted here (needs root)")
     yield place
