@@ -270,6 +270,6 @@ def test_the_tar_is_a_tar_and_the_table_says_where(folder: Path, tmp_path: Path)
 
 def test_an_empty_source_is_named(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text("")
-    with pytest.raises(LatentflowError, match="holds no records"):
+    with pytest.raises(LatentflowError, match="holds no rows"):
         ingest.run(inputs(tmp_path), tmp_path / "records")
     assert not (tmp_path / "records").exists()

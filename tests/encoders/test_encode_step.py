@@ -283,7 +283,7 @@ def test_a_step_that_does_not_fit_the_vae_is_refused(world: World) -> None:
 def test_a_store_that_cannot_be_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     (world.root / "file").write_text("in the way")
     monkeypatch.setenv("LATENTFLOW_STORE", str(world.root / "file" / "store"))
-    with pytest.raises(LatentflowError, match="cannot be written: .*LATENTFLOW_STORE"):
+    with pytest.raises(LatentflowError, match=r"cannot be written: .*LATENTFLOW_STORE"):
         world.encode(world.records(), "encoded")
 
 
@@ -317,7 +317,8 @@ def test_a_full_disk_leaves_no_half_shard(world: World, small_disk: Path, monkey
 def command(world: World, records: Path, out: Path) -> list[str]:
     """A process that encodes."""
     code = (
-        "import sys, json; sys.path[:0] = json.loads(sys.argv[1]); from pathlib import Path; from encoding import inputs;"
+        "import sys, json; sys.path[:0] = json.loads(sys.argv[1]);"
+        "from pathlib import Path; from encoding import inputs;"
         "from latentflow.steps import encode;"
         "encode.run(inputs(Path(sys.argv[2])), *(Path(p) for p in sys.argv[3:6]))"
     )
