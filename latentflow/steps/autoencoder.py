@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SHEET = 32
+# Pictures, spread over the training split, from which the latents' mean and deviation are taken.
+MEASURED = 8192
 log = logging.getLogger(__name__)
 
 
@@ -83,6 +85,7 @@ def _trained(params: AutoencoderParams, record_set: "RecordSet", folder: Path) -
     import torch
 
     from latentflow.data.encoded import full_batches
+    from latentflow.data.square import SquarePictures
     from latentflow.encoders import vae as vae_room
     from latentflow.training import autoencoder
 
@@ -91,10 +94,12 @@ def _trained(params: AutoencoderParams, record_set: "RecordSet", folder: Path) -
         raise LatentflowError(
             f"autoencoder.batch_size {params.batch_size} is larger than the {len(records)} training pictures; lower it."
         )
-    pixels = record_set.pixels(records, params.resolution)
-    vae, curve = autoencoder.train(params, pixels)
+    pictures = SquarePictures(record_set, records, params.resolution)
+    vae, curve = autoencoder.train(params, pictures)
     _write_curve(curve, folder / "plots" / "loss.csv")
-    parts = [vae_room.encode(vae, pixels[rows])[:new] for rows, new in full_batches(len(pixels), params.batch_size)]
+    some = [row * len(pictures) // min(len(pictures), MEASURED) for row in range(min(len(pictures), MEASURED))]
+    batches = full_batches(len(some), params.batch_size)
+    parts = [vae_room.encode(vae, pictures.at([some[row] for row in rows]))[:new] for rows, new in batches]
     latents = torch.cat(parts).double()
     mean, std = latents.mean(dim=(0, 2, 3)).float(), latents.std(dim=(0, 2, 3)).float()
     vae_room.fold_statistics(vae, mean, std)
