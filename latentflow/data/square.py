@@ -1,4 +1,4 @@
-"""Square pictures by row, as training of an autoencoder reads them: kept in memory while they fit, else decoded anew."""
+"""Square pictures by row, as an autoencoder trains on them: in memory while they fit, else decoded when asked for."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -36,5 +36,5 @@ class SquarePictures:
         side = self._resolution
         pixels = np.empty((len(rows), side, side, 3), np.uint8)
         for place, row in enumerate(rows):
-            pixels[place] = self._record_set.image(self._records[row], side, side)
+            pixels[place] = np.asarray(self._record_set.image(self._records[row], side, side))
         return torch.from_numpy(pixels)
