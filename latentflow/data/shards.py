@@ -55,9 +55,7 @@ def describe_shard(path: Path, file: str, kind: Literal["latents", "text"], spli
         keys = {key: _describe(opened, key) for key in sorted(opened.keys())}
         moments = _moments(opened.get_tensor("latents")) if kind == "latents" else None
     count = keys[kind][0][0]
-    return Shard(
-        file=file, kind=kind, split=split, count=count, sha256=sha256_file(path), keys=keys, moments=moments
-    )
+    return Shard(file=file, kind=kind, split=split, count=count, sha256=sha256_file(path), keys=keys, moments=moments)
 
 
 def _describe(opened: safe_open, key: str) -> tuple[list[int], str]:

@@ -151,7 +151,7 @@ def _encode(
 ) -> "dict[str, Tensor]":
     import torch
 
-    from latentflow.data.encoded import full_batches
+    from latentflow.data.batching import full_batches
     from latentflow.encoders import vae as vae_room
 
     dtype = getattr(torch, params.dtype)

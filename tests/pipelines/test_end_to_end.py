@@ -195,7 +195,9 @@ def test_a_definition_that_exists_nowhere_else(project: Project) -> None:
     own = ("--set", "diffusion.definition=my_definitions:parabola", "--set", "evaluate.sampler=heun")
     project.latentflow("train", *own, "--out", "own/model")
     project.latentflow("evaluate", *own, "--model", "own/model", "--out", "own/evaluation")
-    project.latentflow("register", "--model", "own/model", "--evaluation", "own/evaluation", "--out", "own/registration")
+    project.latentflow(
+        "register", "--model", "own/model", "--evaluation", "own/evaluation", "--out", "own/registration"
+    )
     (project.folder / "my_definitions.py").unlink()
     version = json.loads((project.folder / "own/registration/manifest.json").read_text())["version"]
     wanted = ("--model", f"models:/latentflow-tiny/{version}", "--prompt", "red heart", "--out", "own/heart.png")
