@@ -32,7 +32,10 @@ class Recipe:
 
 
 def write_set(folder: Path, recipe: Recipe, seed: int = 0) -> EncodedManifest:
-    """Writes the set; record i is called ``r<i>`` and its captions are rows i·captions ... of the text; the empty caption is 0."""
+    """Writes the set.
+
+    Record i is called ``r<i>`` and its captions are rows i·captions ... of the text. The empty caption is 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     shards = _latents(folder, recipe, generator)
     total = sum(shard.count for shard in shards)
