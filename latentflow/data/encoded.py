@@ -88,22 +88,23 @@ class EncodedSplit:
         ``flip`` (n,) bool asks for the mirrored picture; where the set holds none, it has no effect.
         Raises LatentflowError naming a shard that is missing or damaged, and on rows that are not there.
         """
-        wanted, latents = rows.numpy(), self._latents[bucket]
+        wanted, shards = rows.numpy(), self._latents[bucket]
         captions = self._index.captions(self._rows(bucket, wanted), None if choice is None else choice.numpy())
+        latents, text = shards.at(wanted), self._text.at(captions)
 
         def posterior(key: str) -> Tensor:
-            if flip is None or not latents.has(f"{key}_flipped"):
-                return latents.take(wanted, key)
-            return latents.take(wanted, key, f"{key}_flipped", which=flip.long().numpy())
+            if flip is None or not shards.has(f"{key}_flipped"):
+                return latents.copy(key)
+            return latents.copy_either(key, f"{key}_flipped", flip.numpy())
 
         return Samples(
             latents=posterior("latents"),
-            logvar=posterior("logvar") if latents.has("logvar") else None,
-            text=self._text.take(captions, "text"),
-            text_mask=self._text.take(captions, "text_mask"),
-            original_size=latents.take(wanted, "original_size"),
-            crop=latents.take(wanted, "crop"),
-            target_size=latents.take(wanted, "target_size"),
+            logvar=posterior("logvar") if shards.has("logvar") else None,
+            text=text.copy("text"),
+            text_mask=text.copy("text_mask"),
+            original_size=latents.copy("original_size"),
+            crop=latents.copy("crop"),
+            target_size=latents.copy("target_size"),
         )
 
     def ids(self, bucket: int, rows: Tensor) -> list[str]:

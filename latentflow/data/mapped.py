@@ -4,6 +4,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import monotonic
 
@@ -60,15 +61,10 @@ class MappedShards:
             raise LatentflowError(f"rows {rows.min()} to {rows.max()} were asked for, the encoded set has {len(self)}.")
         return np.searchsorted(self._starts, rows, side="right") - 1
 
-    def take(self, rows: NDArray[np.int64], *keys: str, which: NDArray[np.int64] | None = None) -> Tensor:
-        """Rows (n,) of a key, in the stored dtype; of several keys, row i is that of ``keys[which[i]]``."""
+    def at(self, rows: NDArray[np.int64]) -> "Rows":
+        """Those rows (n,), to be copied key by key. Raises LatentflowError on a missing or damaged shard."""
         numbers = self.numbers(rows)
-        opened = self.open(set(numbers.tolist()))
-        local = rows - self._starts[numbers]
-        sources = {n * len(keys) + i: opened[n].rows[key] for n in opened for i, key in enumerate(keys)}
-        taken = _gather(sources, numbers if which is None else numbers * len(keys) + which, local)
-        dtype, shape = next(iter(opened.values())).kinds[keys[0]]
-        return torch.from_numpy(taken).view(dtype).reshape(len(rows), *shape)
+        return Rows(self.open(set(numbers.tolist())), numbers, rows - self._starts[numbers])
 
     def open(self, numbers: set[int]) -> dict[int, _Open]:
         """Those shards, mapped; missing ones of a remote place are fetched side by side."""
@@ -117,21 +113,43 @@ class MappedShards:
                 shard.place.use(shard.path)
 
 
-def _gather(
-    sources: dict[int, NDArray[np.uint8]], numbers: NDArray[np.int64], rows: NDArray[np.int64]
-) -> NDArray[np.uint8]:
-    """Row ``rows[i]`` of ``sources[numbers[i]]`` for every i, (n, bytes)."""
-    width = next(iter(sources.values())).shape[1]
-    taken = np.empty((len(rows), width), np.uint8)
-    if len(sources) == 1:
-        (source,) = sources.values()
-        # The rows are known to be there; `clip` spares numpy a buffer between.
-        np.take(source, rows, axis=0, out=taken, mode="clip")
-    elif width < SMALL:
-        for number, source in sources.items():
-            places = np.flatnonzero(numbers == number)
-            taken[places] = source[rows[places]]
-    else:
-        for place, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
-            taken[place] = sources[number][row]
-    return taken
+class Rows:
+    """Chosen rows of mapped shards: row ``local[i]`` of shard ``numbers[i]`` for every i."""
+
+    def __init__(self, opened: dict[int, _Open], numbers: NDArray[np.int64], local: NDArray[np.int64]) -> None:
+        self._opened = opened
+        self._numbers = numbers
+        self._local = local
+
+    @cached_property
+    def _places(self) -> dict[int, NDArray[np.int64]]:
+        """Per shard, which of the rows are its."""
+        order = np.argsort(self._numbers, kind="stable")
+        found, starts = np.unique(self._numbers[order], return_index=True)
+        return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
+
+    def copy(self, key: str) -> Tensor:
+        """The rows of a key (n, ...) in the stored dtype, in memory of their own."""
+        sources = {number: shard.rows[key] for number, shard in self._opened.items()}
+        width = next(iter(sources.values())).shape[1]
+        copied = np.empty((len(self._local), width), np.uint8)
+        if len(sources) == 1:
+            # The rows are known to be there; `clip` spares numpy a buffer between.
+            np.take(next(iter(sources.values())), self._local, axis=0, out=copied, mode="clip")
+        elif width < SMALL:
+            for number, places in self._places.items():
+                copied[places] = sources[number][self._local[places]]
+        else:
+            for place, (number, row) in enumerate(zip(self._numbers.tolist(), self._local.tolist(), strict=True)):
+                copied[place] = sources[number][row]
+        return self._typed(copied, key)
+
+    def copy_either(self, key: str, other: str, which: NDArray[np.bool_]) -> Tensor:
+        """As ``copy``, but row i is that of ``other`` where ``which[i]``."""
+        names = [other if chosen else key for chosen in which.tolist()]
+        places = zip(self._numbers.tolist(), names, self._local.tolist(), strict=True)
+        return self._typed(np.stack([self._opened[number].rows[name][row] for number, name, row in places]), key)
+
+    def _typed(self, copied: NDArray[np.uint8], key: str) -> Tensor:
+        dtype, shape = next(iter(self._opened.values())).kinds[key]
+        return torch.from_numpy(copied).view(dtype).reshape(len(copied), *shape)

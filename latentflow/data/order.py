@@ -7,6 +7,8 @@ from torch import Tensor
 
 from latentflow.devices import step_generator
 
+AHEAD = 16
+
 
 class Order:
     """Batches of one bucket each; buckets take turns in proportion to their rows.
@@ -30,9 +32,10 @@ class Order:
         bucket, number = self._turn(step)
         return bucket, self._epochs[bucket].rows(number * self._size, self._size)
 
-    def steps_per_window(self) -> int:
-        """How many steps, on average, a window's rows last over all buckets; 1 where windows are whole splits."""
-        return max(1, round(sum(epochs.window_rows for epochs in self._epochs) / self._size))
+    @property
+    def horizon(self) -> int:
+        """How many steps ahead of the one that is read shards are worth fetching: as long as the windows last."""
+        return max(AHEAD, round(sum(epochs.window_rows for epochs in self._epochs) / self._size))
 
     def _turn(self, step: int) -> tuple[int, int]:
         """Whose turn it is, and the how-many-eth batch of that bucket this is since the beginning."""

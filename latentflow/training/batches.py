@@ -61,6 +61,8 @@ class Batches:
         self.order, self._coming = (
             Order(params.seed, params.batch_size, counts, params.shuffle_window) for _ in range(2)
         )
+        self.remote = self.split.remote
+        self.horizon = self.order.horizon
         self._empty_text, self._empty_mask = encoded.empty_text, encoded.empty_mask
 
     def at(self, step: int) -> Batch:

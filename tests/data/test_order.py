@@ -64,7 +64,7 @@ def test_a_window_needs_its_shards_alone() -> None:
     assert [len(part) for part in windows] == [window] * 4
     assert set.union(*windows) == set(range(shards))
     assert windows[0] != {0, 1, 2}
-    assert order.steps_per_window() == 30
+    assert order.horizon == 30
     inside = rows[: window * size]
     assert inside.tolist() != inside.sort().values.tolist()
     assert len({row // size for row in inside[:20].tolist()}) == window
