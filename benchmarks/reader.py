@@ -44,7 +44,13 @@ server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+# What moto asks for, and that litdata's client may speak to a server without encryption.
+CLIENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_ALLOW_HTTP": "true",
+}
 
 
 @dataclass
@@ -94,11 +100,17 @@ def take_turns(parties: list[Party], rounds: int, data: Data, place: Callable[[P
 @contextmanager
 def s3_server() -> Iterator[str]:
     """moto's S3 in a process of its own; its address, which the environment names too."""
-    process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     try:
         assert process.stdout
         endpoint = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=endpoint)
+        os.environ.update(CLIENT, AWS_ENDPOINT_URL=endpoint)
         yield endpoint
     finally:
         process.communicate()

@@ -160,8 +160,10 @@ class EncodedSet:
         folder = place.cache.folder / "sets" / self.manifest.digest
         if not (folder / FILE).is_file():
             with atomic_folder(folder) as temporary:
-                for name in (INDEX, PROMPTS, *CARRIED):
+                for name in (INDEX, PROMPTS):
                     place.fetch(name, temporary / name)
+                for name in CARRIED:
+                    place.fetch_folder(name, temporary / name)
                 self.manifest.write(temporary)
         return folder
 

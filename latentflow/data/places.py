@@ -94,7 +94,12 @@ class RemotePlace:
         return data
 
     def fetch(self, name: str, path: Path) -> None:
-        """Copies a file, or a folder with everything below it, to ``path``. Raises FileNotFoundError."""
+        """Copies a file to ``path``. Raises FileNotFoundError."""
+        files, root = self._files()
+        self._asked(name, lambda: files.get_file(f"{root}/{name}", str(path)))
+
+    def fetch_folder(self, name: str, path: Path) -> None:
+        """Copies a folder with everything below it to ``path``. Raises FileNotFoundError."""
         files, root = self._files()
         self._asked(name, lambda: files.get(f"{root}/{name}", str(path), recursive=True))
 
