@@ -32,7 +32,7 @@ Overrides = Annotated[
 Token = Annotated[str, typer.Option(help="Any new text makes the step work again although nothing changed.")]
 Records = Annotated[Path, typer.Option(help="Folder that ingest wrote.")]
 Autoencoder = Annotated[Path, typer.Option(help="Folder that autoencoder wrote.")]
-Encoded = Annotated[Path, typer.Option(help="Folder that encode wrote.")]
+Encoded = Annotated[str, typer.Option(help="Folder that encode wrote, or its URL (s3://...).")]
 Model = Annotated[Path, typer.Option(help="Folder that train wrote.")]
 Evaluation = Annotated[Path, typer.Option(help="Folder that evaluate wrote.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; replaced when the step succeeds.")]
@@ -115,7 +115,7 @@ def encode(
 def train(
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
-    encoded: Encoded = ENCODED,
+    encoded: Encoded = str(ENCODED),
     autoencoder: Autoencoder = AUTOENCODER,
     out: Out = MODEL,
     force_rerun: Token = "",
@@ -133,7 +133,7 @@ def evaluate(
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
     model: Model = MODEL,
-    encoded: Encoded = ENCODED,
+    encoded: Encoded = str(ENCODED),
     records: Records = RECORDS,
     out: Out = EVALUATION,
     force_rerun: Token = "",

@@ -38,10 +38,16 @@ class Manifest(BaseModel):
             raise LatentflowError(
                 f"{folder} holds no {FILE}: run `latentflow {step}` first, or give its output folder."
             )
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, text: bytes, origin: str) -> Self:
+        """The manifest that ``text`` is; ``origin`` names it in the error when it is another step's."""
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (ValidationError, json.JSONDecodeError) as error:
-            raise LatentflowError(f"{path} is not what `latentflow {step}` writes: {error}") from error
+            return cls.model_validate(json.loads(text))
+        except (ValidationError, ValueError) as error:
+            step = cls.model_fields["step"].default
+            raise LatentflowError(f"{origin} is not what `latentflow {step}` writes: {error}") from error
 
 
 def fingerprint(step: str, version: int, params: BaseModel, inputs: dict[str, str], force_rerun: str = "") -> str:

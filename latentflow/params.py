@@ -248,6 +248,9 @@ class TrainParams(Section):
     min_snr_gamma: Positive = Field(description="min_snr_gamma: cap of the signal-to-noise ratio")
     precision: Precision = Field(description="autocast type over fp32 weights; `auto` is bf16 on a GPU, fp32 on a CPU")
     sample_guidance: float = Field(ge=1, description="guidance scale of the sample grids")
+    shuffle_window: int = Field(
+        ge=0, description="shards among which rows are shuffled, fewer to fetch at a time; 0 shuffles the whole split"
+    )
     log_every: Count = Field(description="steps between logged losses")
     validate_every: Count = Field(description="steps between held-out losses")
     sample_every: Count = Field(description="steps between sample grids")

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentflow.data.clips import decode_clip
-from latentflow.data.encoded import full_batches
+from latentflow.data.batching import full_batches
 from latentflow.data.media import decode_picture, fit
 from latentflow.data.packs import Packs
 from latentflow.data.plan import LatentsJob, TextJob

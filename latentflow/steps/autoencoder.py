@@ -84,7 +84,7 @@ def _validated(params: AutoencoderParams) -> "AutoencoderKL":
 def _trained(params: AutoencoderParams, record_set: "RecordSet", folder: Path) -> "AutoencoderKL":
     import torch
 
-    from latentflow.data.encoded import full_batches
+    from latentflow.data.batching import full_batches
     from latentflow.data.square import SquarePictures
     from latentflow.encoders import vae as vae_room
     from latentflow.training import autoencoder
@@ -111,7 +111,7 @@ def _reconstruct(
 ) -> "tuple[Tensor, Tensor, float]":
     import torch
 
-    from latentflow.data.encoded import full_batches
+    from latentflow.data.batching import full_batches
     from latentflow.encoders import vae as vae_room
     from latentflow.evaluation.metrics import psnr
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoded_sets import Recipe, write_set
 from PIL import Image
 from tiny import RESOLUTION, build_pipeline
 
-from latentflow.data.encoded import PROMPTS, describe_shard, write_shard
 from latentflow.data.media_refs import BytesMedia
 from latentflow.data.record_writer import record_writer
 from latentflow.data.records import RecordSet
@@ -19,8 +19,7 @@ from latentflow.data.validation import Limits, check
 from latentflow.errors import LatentflowError
 from latentflow.evaluation import drawing
 from latentflow.evaluation.drawing import Artist, Request, Settings
-from latentflow.files import sha256_file
-from latentflow.manifest import DuplicateCounts, EncodedManifest, EvaluationManifest, ModelManifest, RecordsManifest
+from latentflow.manifest import DuplicateCounts, EvaluationManifest, ModelManifest, RecordsManifest
 from latentflow.params import EvaluateInputs, EvaluateParams
 from latentflow.steps import evaluate
 
@@ -70,34 +69,15 @@ def _write_records(folder: Path) -> None:
 
 
 def _write_encoded(folder: Path, records_digest: str) -> None:
-    generator = torch.Generator().manual_seed(0)
     half = RESOLUTION // 2
-    (folder / "shards").mkdir(parents=True)
-    path = folder / "shards" / "test-00000.safetensors"
-    mask = torch.ones(6, 8, dtype=torch.bool)
-    latents = torch.randn(6, 4, half, half, generator=generator)
-    write_shard(path, {"latents": latents, "text": torch.randn(6, 8, 16, generator=generator), "text_mask": mask})
-    text = torch.zeros(2, 8, 16)
-    prompts = {"empty_text": text[:1], "empty_mask": mask[:1], "text": text[1:], "text_mask": mask[1:2]}
-    write_shard(folder / PROMPTS, prompts)
-    EncodedManifest.model_construct(
-        step="encode",
+    recipe = Recipe(
+        {"test": [((4, half, half), 6)]},
         digest="encoded-digest",
-        fingerprint="f",
         inputs={"records": records_digest},
-        shards=[describe_shard(folder, path, "test")],
-        counts={"train": 24, "validation": 0, "test": 6},
-        latent_shape=[4, half, half],
-        latent_mean=[0.0] * 4,
-        latent_std=[1.0] * 4,
-        text_width=16,
-        max_tokens=8,
         resolution=RESOLUTION,
-        sample_prompts=["red heart"],
-        prompts_sha256=sha256_file(folder / PROMPTS),
-        cased=False,
-        origin={},
-    ).write(folder)
+        tokens=8,
+    )
+    write_set(folder, recipe)
 
 
 @pytest.fixture(autouse=True)
