@@ -19,8 +19,8 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
-from latentflow.data.clips import decode_clip
 from latentflow.data.batching import full_batches
+from latentflow.data.clips import decode_clip
 from latentflow.data.media import decode_picture, fit
 from latentflow.data.packs import Packs
 from latentflow.data.plan import LatentsJob, TextJob
