@@ -58,7 +58,9 @@ def ingest(
 
     manifest = step.run(inputs, out, force_rerun)
     _done(
-        f"{sum(manifest.counts.values())} records in {out} ({manifest.quarantined} refused)", "latentflow autoencoder"
+        f"{sum(manifest.counts.values())} records in {out} ({manifest.quarantined} refused), "
+        f"report in {out / 'report.html'}",
+        "latentflow autoencoder",
     )
 
 

@@ -3,11 +3,10 @@
 It is made from the finished folder, so that nothing but a few rows is held while records stream through.
 """
 
-import hashlib
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
 from latentflow import html
 from latentflow.data.histogram import chart
-from latentflow.data.intake import Outcome
-from latentflow.data.records import DUPLICATES, QUARANTINE, Record, RecordSet
+from latentflow.data.intake import Outcome, Repeated, sample_key
+from latentflow.data.media import fit, still
+from latentflow.data.records import QUARANTINE, Record, RecordSet
 from latentflow.html import Entry, Section
 
-SAMPLES, PAIRS, EXAMPLES = 24, 12, 3
+SAMPLES, EXAMPLES = 24, 3
 _SIDE = 192
 _LONGEST = 160
 
@@ -39,7 +40,7 @@ def render(folder: Path, outcome: Outcome) -> str:
         html.heading("Sizes and captions", "The outermost 1 % lie in the end bars."),
         _charts(records.arrow),
         *_refused(folder, outcome),
-        *(html.pictures(section) for section in _duplicates(folder, records)),
+        *(html.pictures(section) for section in _duplicates(outcome, records)),
         html.heading("Source"),
         _source(records),
     ]
@@ -70,16 +71,14 @@ def _warnings(outcome: Outcome, records: RecordSet) -> list[str]:
 
 def _samples(records: RecordSet) -> Section:
     ids = (record_id for chunk in records.arrow["id"].chunks for record_id in chunk.to_pylist())
-    keyed = ((_key(record_id), place) for place, record_id in enumerate(ids))
+    keyed = ((sample_key(record_id), place) for place, record_id in enumerate(ids))
     chosen = [records.table[place] for _, place in heapq.nsmallest(SAMPLES, keyed)]
     note = "drawn by a hash of the id, not picked by eye; cut to the centred square as training with squares sees them"
-    return Section("Samples", note, [_entry(records, (record,), _remark(record)) for record in chosen])
+    return Section("Samples", note, [_entry(records, record) for record in chosen])
 
 
-def _entry(records: RecordSet, shown: Sequence[Record], remark: str) -> Entry:
-    images = tuple(records.image(record, _SIDE, _SIDE) for record in shown)
-    captions = dict.fromkeys(_short(record.caption) for record in shown)
-    return Entry(" / ".join(captions), images, remark)
+def _entry(records: RecordSet, record: Record) -> Entry:
+    return Entry(_short(record.caption), (records.image(record, _SIDE, _SIDE),), _remark(record))
 
 
 def _remark(record: Record) -> str:
@@ -116,28 +115,29 @@ def _refused(folder: Path, outcome: Outcome) -> list[str]:
     return [html.heading("Refused", note), html.table(rows, ("", "records", "the first of them"))]
 
 
-def _duplicates(folder: Path, records: RecordSet) -> Iterator[Section]:
-    """Exact and near pairs that were kept, and what was left out beside the record that it repeats."""
+def _duplicates(outcome: Outcome, records: RecordSet) -> Iterator[Section]:
+    """Pairs of either kind, whether the one that repeats was kept or left out."""
+    places = _places(records, [one.duplicate.of for one in outcome.repeated])
+    note = "the earlier record left, the one that repeats it right; drawn by a hash of the id, not picked by eye"
     for kind in ("near", "exact"):
-        lines = ((_key(row["id"]), row["id"], row["of"], row["distance"]) for row in _pairs(folder, kind))
-        chosen = heapq.nsmallest(PAIRS, lines)
-        places = _places(records, [name for _, first, second, _ in chosen for name in (first, second)])
-        entries = []
-        for _, repeated, first, distance in chosen:
-            shown = [records.table[places[name]] for name in (first, repeated) if name in places]
-            dropped = "" if repeated in places else " (left out)"
-            remark = f"{_short(first)} and {_short(repeated)}{dropped}"
-            entries.append(_entry(records, shown, f"{remark}, {distance} bits apart" if kind == "near" else remark))
-        note = "the earlier record left, the one that repeats it right; drawn by a hash of the id, not picked by eye"
+        chosen = [one for one in outcome.repeated if one.duplicate.kind == kind]
+        entries = [_pair(one, records.table[places[one.duplicate.of]], records) for one in chosen]
         yield Section(f"{kind.capitalize()} duplicates", note, entries)
 
 
-def _pairs(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
-    return (row for row in _lines(folder / DUPLICATES) if row["kind"] == kind)
+def _pair(repeated: Repeated, first: Record, records: RecordSet) -> Entry:
+    duplicate, checked = repeated.duplicate, repeated.checked
+    pictures = (
+        records.image(first, _SIDE, _SIDE),
+        Image.fromarray(fit(still(checked.media, checked.kind), _SIDE, _SIDE)[0]),
+    )
+    captions = dict.fromkeys((_short(first.caption), _short(checked.captions[0])))
+    apart = f", {duplicate.distance} bits apart" if duplicate.kind == "near" else ""
+    return Entry(" / ".join(captions), pictures, f"{_short(duplicate.of)} and {_short(duplicate.id)}{apart}")
 
 
 def _places(records: RecordSet, ids: list[str]) -> dict[str, int]:
-    """Where these ids are in the table; one that was left out is nowhere."""
+    """Where these ids are in the table."""
     found = pc.is_in(records.arrow["id"], value_set=pa.array(ids, pa.string()))
     places = np.flatnonzero(found.to_numpy()).tolist()
     return {records.table[place].id: place for place in places}
@@ -153,10 +153,6 @@ def _source(records: RecordSet) -> str:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         yield from map(json.loads, file)
-
-
-def _key(record_id: str) -> bytes:
-    return hashlib.sha256(f"report/{record_id}".encode("utf-8", "replace")).digest()
 
 
 def _short(text: str) -> str:

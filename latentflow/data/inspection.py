@@ -18,8 +18,9 @@ from latentflow.data.sources import Candidate
 from latentflow.data.validation import Checked, Limits, check
 from latentflow.errors import LatentflowError
 
-# What one message to the parent should weigh: small pictures travel together, large ones alone.
-_CHUNK_BYTES = 2 * 2**20
+# What one message to the parent should weigh: small pictures travel together, large ones alone. Larger messages
+# would be given fresh memory by the system every time, which costs more than sending them.
+_CHUNK_BYTES = 2**19
 _MOST = 64
 
 

@@ -1,5 +1,7 @@
 """Where a checked candidate goes: into the records, the quarantine, the list of duplicates."""
 
+import hashlib
+import heapq
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +18,29 @@ from latentflow.manifest import DuplicateCounts
 from latentflow.params import IngestParams
 
 _EXAMPLES = 3
+_SHOWN = 12
+
+
+def sample_key(record_id: str) -> int:
+    """The order in which records are chosen to be shown: by a hash of the id, so that no eye picks them."""
+    return int.from_bytes(hashlib.sha256(f"report/{record_id}".encode()).digest())
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A duplicate that is shown, with its media, because it may be in no tar."""
+
+    duplicate: Duplicate
+    checked: Checked
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of all candidates; ``examples`` are the first refusals, ``animated`` were read by one frame."""
+    """What became of all candidates.
+
+    ``examples`` are the first refusals, ``repeated`` some duplicates of either kind, chosen by a hash of the id;
+    ``animated`` pictures were read by one frame.
+    """
 
     digest: str
     counts: dict[str, int]
@@ -29,6 +49,7 @@ class Outcome:
     animated: int
     unusable_captions: int
     examples: tuple[Refusal, ...]
+    repeated: tuple[Repeated, ...]
 
     @property
     def records(self) -> int:
@@ -50,6 +71,7 @@ class Intake:
         self._finder = DuplicateFinder(params.near_duplicate_distance)
         self._seen: set[str] = set()
         self._examples: list[Refusal] = []
+        self._repeated: dict[str, list[tuple[int, Repeated]]] = {"near": [], "exact": []}
         self._refused = self._exact = self._near = self._dropped = self._animated = self._unusable_captions = 0
 
     def take(self, result: Checked | Refusal) -> None:
@@ -71,6 +93,7 @@ class Intake:
             animated=self._animated,
             unusable_captions=self._unusable_captions,
             examples=tuple(self._examples),
+            repeated=tuple(one for chosen in self._repeated.values() for _, one in sorted(chosen, reverse=True)),
         )
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -85,6 +108,7 @@ class Intake:
             self._duplicates.write(json.dumps(asdict(found)) + "\n")
             self._exact += found.kind == "exact"
             self._near += found.kind == "near"
+            self._choose(Repeated(found, checked))
             if self._drops(found):
                 self._dropped += 1
                 return
@@ -93,6 +117,13 @@ class Intake:
         self._unusable_captions += checked.unusable_captions
         fractions = self._params.validation_fraction, self._params.test_fraction
         self._writer.add(checked, split_of(checked.id, *fractions))
+
+    def _choose(self, repeated: Repeated) -> None:
+        """Keeps the few of smallest hash: a heap whose top is the largest hash, negated."""
+        chosen = self._repeated[repeated.duplicate.kind]
+        heapq.heappush(chosen, (-sample_key(repeated.checked.id), repeated))
+        if len(chosen) > _SHOWN:
+            heapq.heappop(chosen)
 
     def _drops(self, found: Duplicate) -> bool:
         return self._params.duplicates == "drop_near" or self._params.duplicates == f"drop_{found.kind}"

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from latentflow.data.clips import decode_clip, is_clip, probe_clip
 from latentflow.data.refusal import Fault, RefusedError, refuse_large
 
-__all__ = ["Probe", "decode_clip", "decode_picture", "fit", "is_clip", "probe"]
+__all__ = ["Probe", "decode_clip", "decode_picture", "fit", "is_clip", "probe", "still"]
 
 SMALL = 32
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -99,6 +99,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     values *= 255 if image.mode == "F" else 255 / 65535
     return Image.fromarray(np.nan_to_num(values).round().clip(0, 255).astype(np.uint8))
+
+
+def still(data: bytes, kind: str) -> Image.Image:
+    """What stands for a picture or a clip where one picture is wanted: itself, or the first frame."""
+    return Image.fromarray(decode_clip(data, 1, 1, 0)[0]) if kind == "video" else decode_picture(data)
 
 
 def fit(image: Image.Image, height: int, width: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:

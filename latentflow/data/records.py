@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from latentflow.data.media import decode_clip, decode_picture, fit
+from latentflow.data.media import fit, still
 from latentflow.data.tars import tar_name
 from latentflow.errors import LatentflowError
 from latentflow.manifest import RecordsManifest
@@ -138,10 +138,7 @@ class RecordSet:
 
     def image(self, record: Record, height: int, width: int) -> Image.Image:
         """The picture, or the clip's first frame, scaled to cover and cut to the centre, RGB."""
-        data = self.read(record)
-        clip = record.kind == "video"
-        picture = Image.fromarray(decode_clip(data, 1, 1, 0)[0]) if clip else decode_picture(data)
-        return Image.fromarray(fit(picture, height, width)[0])
+        return Image.fromarray(fit(still(self.read(record), record.kind), height, width)[0])
 
     def pixels(self, records: Iterable[Record], resolution: int) -> "Tensor":
         """Squares as (n, 3, resolution, resolution) float32 in [-1, 1]."""

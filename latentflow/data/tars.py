@@ -32,6 +32,7 @@ class TarWriter:
         self._max_bytes = max_bytes
         self._number = -1
         self._file: BinaryIO | None = None
+        self._end = 0
         (folder / FOLDER).mkdir()
 
     def __enter__(self) -> Self:
@@ -50,22 +51,23 @@ class TarWriter:
         info.size = len(data)
         # The standard library's own writer would keep every member in memory.
         header = info.tobuf(tarfile.GNU_FORMAT)
-        if self._file.tell() and self._file.tell() + len(header) + len(data) > self._max_bytes:
+        padding = bytes(-len(data) % tarfile.BLOCKSIZE)
+        if self._end and self._end + len(header) + len(data) > self._max_bytes:
             self._next()
-        self._file.write(header)
-        place = Place(self._number, self._file.tell(), len(data))
-        self._file.write(data)
-        self._file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        self._file.writelines((header, data, padding))
+        place = Place(self._number, self._end + len(header), len(data))
+        self._end = place.offset + len(data) + len(padding)
         return place
 
     def _next(self) -> None:
         self._close()
         self._number += 1
         self._file = (self._folder / tar_name(self._number)).open("wb")
+        self._end = 0
 
     def _close(self) -> None:
         if self._file is not None:
-            self._file.write(bytes(2 * tarfile.BLOCKSIZE))
-            self._file.write(bytes(-self._file.tell() % tarfile.RECORDSIZE))
+            ending = 2 * tarfile.BLOCKSIZE
+            self._file.write(bytes(ending + -(self._end + ending) % tarfile.RECORDSIZE))
             self._file.close()
             self._file = None
