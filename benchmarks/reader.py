@@ -88,12 +88,11 @@ def take_turns(parties: list[Party], rounds: int, data: Data, place: Callable[[P
         for party in parties:
             for workers in party.workers:
                 try:
-                    figures.rounds.setdefault((party.name, workers), []).append(
-                        once(party, workers, data, place(party))
-                    )
+                    figure = once(party, workers, data, place(party))
+                    figures.rounds.setdefault((party.name, workers), []).append(figure)
+                    print(f"{party.name}, {workers} workers: {figure:,.0f} samples/s", file=sys.stderr, flush=True)
                 except RuntimeError as error:
                     figures.failed[f"{party.name}, {workers} workers"] = str(error)
-    figures.rounds = {key: values for key, values in figures.rounds.items() if values}
     return figures
 
 

@@ -32,8 +32,8 @@ def main() -> None:
     folder = chosen.model / "pipeline"
     denoiser, diffusion = denoisers.load(folder), denoisers.read_diffusion(folder)
     split = EncodedSet.open(chosen.encoded)
-    train = split.split("train")
-    condition = train.text[: chosen.batch].float(), train.text_mask[: chosen.batch]
+    first = split.split("train").samples(0, torch.arange(chosen.batch))
+    condition = first.text.float(), first.text_mask
     empty = split.empty_text.float().expand_as(condition[0]), split.empty_mask.expand_as(condition[1])
 
     def predict(xt: Tensor, sigma: Tensor, given: Sequence[Tensor]) -> Tensor:

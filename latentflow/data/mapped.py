@@ -19,6 +19,7 @@ from latentflow.errors import LatentflowError
 from latentflow.manifest import Shard
 
 FETCHERS = 8
+ATTEMPTS = 5
 # Rows below this size cost less as one copy per shard and one into place; larger ones are copied one by one.
 SMALL = 2048
 MARK_SECONDS = 10.0
@@ -68,13 +69,14 @@ class MappedShards:
 
     def open(self, numbers: set[int]) -> dict[int, _Open]:
         """Those shards, mapped; missing ones of a remote place are fetched side by side."""
-        missing = sorted(numbers - self._opened.keys())
+        missing = [number for number in sorted(numbers) if number not in self._opened]
         if missing and self.remote:
             with ThreadPoolExecutor(FETCHERS) as pool:
                 list(pool.map(self.fetch, missing))
         with self._changing:
-            for number in sorted(numbers - self._opened.keys()):
-                self._opened[number] = self._map(self.shards[number])
+            for number in sorted(numbers):
+                if number not in self._opened:
+                    self._opened[number] = self._map(self.shards[number])
             if missing and self.remote:
                 self._let_go(numbers)
             opened = {number: self._opened[number] for number in numbers}
@@ -86,7 +88,7 @@ class MappedShards:
         find(self._places, self.shards[number].file, self.shards[number].sha256)
 
     def _map(self, shard: Shard) -> _Open:
-        for _ in range(FETCHERS):
+        for _ in range(ATTEMPTS):
             path, place = find(self._places, shard.file, shard.sha256)
             try:
                 with safe_open(path, framework="pt") as file:
