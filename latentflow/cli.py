@@ -32,7 +32,7 @@ Overrides = Annotated[
 Token = Annotated[str, typer.Option(help="Any new text makes the step work again although nothing changed.")]
 Records = Annotated[Path, typer.Option(help="Folder that ingest wrote.")]
 Autoencoder = Annotated[Path, typer.Option(help="Folder that autoencoder wrote.")]
-Encoded = Annotated[Path, typer.Option(help="Folder that encode wrote.")]
+Encoded = Annotated[str, typer.Option(help="Folder that encode wrote, or its URL (s3://...).")]
 Model = Annotated[Path, typer.Option(help="Folder that train wrote.")]
 Evaluation = Annotated[Path, typer.Option(help="Folder that evaluate wrote.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; replaced when the step succeeds.")]
@@ -58,7 +58,9 @@ def ingest(
 
     manifest = step.run(inputs, out, force_rerun)
     _done(
-        f"{sum(manifest.counts.values())} records in {out} ({manifest.quarantined} refused)", "latentflow autoencoder"
+        f"{sum(manifest.counts.values())} records in {out} ({manifest.quarantined} refused), "
+        f"report in {out / 'report.html'}",
+        "latentflow autoencoder",
     )
 
 
@@ -86,12 +88,28 @@ def encode(
     autoencoder: Autoencoder = AUTOENCODER,
     out: Out = ENCODED,
     force_rerun: Token = "",
+    part: Annotated[str, typer.Option(help="Encode only part number/of, e.g. 2/8, into --out.")] = "",
+    merge: Annotated[bool, typer.Option("--merge", help="Make a set of encoded parts; moves no data.")] = False,
+    parts: Annotated[
+        list[Path] | None, typer.Option(help="With --merge: a folder with parts, if not --out; repeat it.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what would be encoded and why.")] = False,
 ) -> None:
-    """Turn records into latents and text embeddings, once."""
+    """Turn records into latents and text embeddings, once; what was encoded before is taken from the work store."""
     inputs = _inputs("encode", params, overrides)
     from latentflow.steps import encode as step
 
-    manifest = step.run(inputs, records, autoencoder, out, force_rerun)
+    if explain:
+        typer.echo("\n".join(step.explain(inputs, records, autoencoder, force_rerun)))
+        return
+    if part:
+        made = step.run_part(inputs, records, autoencoder, out, step.Part.parse(part), force_rerun)
+        _done(f"{len(made.shards)} shards of part {part} in {out}", "latentflow encode --merge, after the other parts")
+        return
+    if merge:
+        manifest = step.merge(inputs, records, autoencoder, out, parts or [], force_rerun)
+    else:
+        manifest = step.run(inputs, records, autoencoder, out, force_rerun)
     _done(f"{sum(manifest.counts.values())} records in {len(manifest.shards)} shards in {out}", "latentflow train")
 
 
@@ -99,7 +117,7 @@ def encode(
 def train(
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
-    encoded: Encoded = ENCODED,
+    encoded: Encoded = str(ENCODED),
     autoencoder: Autoencoder = AUTOENCODER,
     out: Out = MODEL,
     force_rerun: Token = "",
@@ -117,7 +135,7 @@ def evaluate(
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
     model: Model = MODEL,
-    encoded: Encoded = ENCODED,
+    encoded: Encoded = str(ENCODED),
     records: Records = RECORDS,
     out: Out = EVALUATION,
     force_rerun: Token = "",

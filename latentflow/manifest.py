@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -38,10 +38,16 @@ class Manifest(BaseModel):
             raise LatentflowError(
                 f"{folder} holds no {FILE}: run `latentflow {step}` first, or give its output folder."
             )
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, text: bytes, origin: str) -> Self:
+        """The manifest that ``text`` is; ``origin`` names it in the error when it is another step's."""
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (ValidationError, json.JSONDecodeError) as error:
-            raise LatentflowError(f"{path} is not what `latentflow {step}` writes: {error}") from error
+            return cls.model_validate(json.loads(text))
+        except (ValidationError, ValueError) as error:
+            step = cls.model_fields["step"].default
+            raise LatentflowError(f"{origin} is not what `latentflow {step}` writes: {error}") from error
 
 
 def fingerprint(step: str, version: int, params: BaseModel, inputs: dict[str, str], force_rerun: str = "") -> str:
@@ -57,8 +63,18 @@ def fingerprint(step: str, version: int, params: BaseModel, inputs: dict[str, st
     )
 
 
+class DuplicateCounts(BaseModel):
+    """How many records repeat an earlier one, byte for byte or nearly, and how many of them were left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    exact: int
+    near: int
+    dropped: int
+
+
 class RecordsManifest(Manifest):
-    """``ingest``: records.parquet, media.tar, quarantine.jsonl."""
+    """``ingest``: records.parquet, ``media/``, quarantine.jsonl, duplicates.jsonl, report.html, metrics.json."""
 
     step: str = "ingest"
     source: str
@@ -67,34 +83,84 @@ class RecordsManifest(Manifest):
     credit: str
     counts: dict[str, int]
     quarantined: int
+    duplicates: DuplicateCounts
 
 
 class AutoencoderManifest(Manifest):
-    """``autoencoder``: ``vae/`` (a diffusers AutoencoderKL folder), reconstructions.png, metrics.json."""
+    """``autoencoder``: ``vae/`` (a diffusers AutoencoderKL folder, of digest ``weights``), reconstructions.png."""
 
     step: str = "autoencoder"
+    weights: str
     resolution: int
     trained: bool
 
 
 class Shard(BaseModel):
-    """One safetensors file of the encoded set: a run of records of one split and one shape."""
+    """One safetensors file of the encoded set: a run of records of one split and one shape, or of captions.
+
+    ``moments`` are, for latents, each channel's sum and sum of squares over the shard.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     file: str
+    kind: Literal["latents", "text"]
     split: str
     count: int
     sha256: str
     keys: dict[str, tuple[list[int], str]]
+    moments: tuple[list[float], list[float]] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one row's latents or text."""
+        return tuple(self.keys[self.kind][0][1:])
+
+
+class TextFacts(BaseModel):
+    """What the set's manifest says of its text encoder, by digests; ``captions_cut`` are longer than the encoder's."""
+
+    width: int
+    cased: bool
+    text_encoder: str
+    tokenizer: str
+    prompts: str
+    captions_cut: int
+
+
+class EncodedPart(BaseModel):
+    """What ``encode --part`` leaves beside its shards; the first part also holds the text encoder."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fingerprint: str
+    number: int
+    of: int
+    shards: list[Shard]
+    text: TextFacts | None
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / f"part-{self.number:05d}-of-{self.of:05d}.json", self.model_dump(mode="json"))
+
+    @classmethod
+    def read_all(cls, folder: Path) -> list[Self]:
+        """The parts in ``folder``, by number."""
+        paths = sorted(folder.glob("part-*-of-*.json"))
+        return [cls.model_validate_json(path.read_text(encoding="utf-8")) for path in paths]
 
 
 class EncodedManifest(Manifest):
-    """``encode``: shards/, prompts.safetensors, ``text_encoder/`` and ``tokenizer/`` (transformers folders)."""
+    """``encode``: latents/, text/, index.parquet, prompts.safetensors, ``text_encoder/`` and ``tokenizer/``.
+
+    ``shards`` are in the order of the rows: latents by split, shape and number, then text by number. The files may
+    lie in several folders, one per part that encoded them; their names are the same as if one had.
+    """
 
     step: str = "encode"
     shards: list[Shard]
     counts: dict[str, int]
+    index_sha256: str
+    prompts_sha256: str
     latent_shape: list[int]
     latent_mean: list[float]
     latent_std: list[float]
@@ -103,7 +169,6 @@ class EncodedManifest(Manifest):
     cased: bool
     resolution: int
     sample_prompts: list[str]
-    prompts_sha256: str
     origin: dict[str, str]
 
 

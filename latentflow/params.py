@@ -28,13 +28,63 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True, allow_inf_nan=False)
 
 
+# Fields that only some sources read, by the prefix of `source`.
+_OF_SOURCES = {"revision": ("hf", "dvc"), "path": ("dvc",), "subset": ("hf",)}
+# A column's name is part of a file's name in the records.
+Column = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]{1,100}$")]
+
+
+def source_kind(source: str) -> str:
+    """``hf`` of hf:owner/name, ``dvc`` of dvc:repository, and nothing of paths and URLs."""
+    kind, _, rest = source.partition(":")
+    return kind if kind in ("hf", "dvc") and rest and not rest.startswith("//") else ""
+
+
 class IngestParams(Section):
-    source: str = Field(min_length=1, description="`emoji` (the embedded default) or a folder with metadata.jsonl|csv")
+    source: str = Field(
+        min_length=1, description="`emoji` (the embedded default), a folder, tars, `hf:owner/name` or `dvc:repository`"
+    )
+    revision: str = Field(description="hf:, dvc: branch, tag or SHA; empty is the default branch's tip")
+    path: str = Field(description="dvc: the folder or tar inside the repository")
+    subset: str = Field(description="hf: configuration of the dataset; empty is its default")
+    hub_split: str = Field(min_length=1, description="hf: and saved datasets with splits: the split that is read")
+    media_column: str = Field(description="column of the picture or clip; empty looks for file_name, image, video")
+    caption_column: str = Field(description="column of the caption; empty looks for text, prompt, caption")
+    condition_columns: list[Column] = Field(
+        max_length=16, description="further columns to keep, such as control pictures: paths, media or text"
+    )
     limit: int = Field(ge=0, description="keep only this many records, chosen by a hash of the id; 0 keeps all")
     validation_fraction: Share = Field(description="share of the records held out for the loss during training")
     test_fraction: Share = Field(description="share of the records that only evaluation sees")
     max_bad_fraction: Fraction = Field(description="stop when more than this share of the records is refused")
-    min_side: Count = Field(description="refuse pictures with a side shorter than this, in pixels")
+    min_side: Count = Field(description="refuse pictures and clips with a side shorter than this, in pixels")
+    max_side: Count = Field(description="refuse pictures and clips with a side longer than this, in pixels")
+    duplicates: Literal["keep", "drop_exact", "drop_near"] = Field(
+        description="`keep` only reports duplicates; the others leave out all but the first (drop_near drops exact too)"
+    )
+    near_duplicate_distance: int = Field(
+        ge=0, le=8, description="bits of 64 in which the perceptual hashes of near duplicates may differ"
+    )
+    workers: int = Field(ge=0, description="processes that read and check; 0 is one per core; no result depends on it")
+
+    @model_validator(mode="after")
+    def _fits_the_source(self) -> Self:
+        kind = source_kind(self.source)
+        for field, kinds in _OF_SOURCES.items():
+            if getattr(self, field) and kind not in kinds:
+                raise ValueError(f"{field} is for {' and '.join(f'{k}:' for k in kinds)} sources; leave it empty here")
+        if kind == "dvc" and not self.path:
+            raise ValueError("a dvc: source needs path, the folder or tar inside the repository")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        named = [name for name in (self.media_column, self.caption_column, *self.condition_columns) if name]
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"the column {twice[0]} is named twice among media, caption and conditions")
+        if named and self.source == "emoji":
+            raise ValueError("the emoji have no columns to choose; leave media, caption and condition columns empty")
+        return self
 
     @model_validator(mode="after")
     def _leaves_training_records(self) -> Self:
@@ -70,10 +120,29 @@ class EncodeParams(Section):
     text_encoder: str = Field(min_length=1, description="`minilm` (the embedded default), a folder, or a hub id")
     max_tokens: int = Field(ge=3, le=512, description="caption length in tokens, the special ones included")
     flip: bool = Field(description="also store the latents of the mirrored pictures")
+    bucket_step: int = Field(ge=0, description="sides of aspect-ratio buckets are multiples of this; 0: squares")
+    bucket_min_ratio: Positive = Field(description="narrowest bucket, as width / height")
+    bucket_max_ratio: Positive = Field(description="widest bucket, as width / height")
+    clip_frames: int = Field(ge=0, description="frames taken of a clip; 0 where there are only pictures")
+    clip_stride: Count = Field(description="every how many frames of a clip one is taken")
+    clip_fps: float = Field(ge=0, description="frames per second that a clip is brought to first; 0 keeps its own")
+    posterior: Literal["mean", "distribution"] = Field(
+        description="store the mean of the latents, or mean and log-variance, from which training draws"
+    )
     batch_size: Count = Field(description="pictures or captions per encoder call; the last one is padded")
     shard_size: Count = Field(description="records per shard")
     dtype: Literal["float32", "float16", "bfloat16"] = Field(description="type in which tensors are stored")
+    precision: Literal["fp32", "bf16"] = Field(description="arithmetic of the VAE; bf16 is faster on a GPU and coarser")
+    workers: int = Field(
+        ge=0, description="processes that decode pictures: 1 is this one, 0 one less than there are cores"
+    )
     sample_prompts: list[str] = Field(max_length=64, description="captions of the sample grid that training draws")
+
+    @model_validator(mode="after")
+    def _ratios_hold_the_square(self) -> Self:
+        if not self.bucket_min_ratio <= 1 <= self.bucket_max_ratio:
+            raise ValueError("bucket_min_ratio may not be above 1, nor bucket_max_ratio below: the square is a bucket")
+        return self
 
 
 class DiffusionParams(Section):
@@ -179,6 +248,9 @@ class TrainParams(Section):
     min_snr_gamma: Positive = Field(description="min_snr_gamma: cap of the signal-to-noise ratio")
     precision: Precision = Field(description="autocast type over fp32 weights; `auto` is bf16 on a GPU, fp32 on a CPU")
     sample_guidance: float = Field(ge=1, description="guidance scale of the sample grids")
+    shuffle_window: int = Field(
+        ge=0, description="shards among which rows are shuffled, fewer to fetch at a time; 0 shuffles the whole split"
+    )
     log_every: Count = Field(description="steps between logged losses")
     validate_every: Count = Field(description="steps between held-out losses")
     sample_every: Count = Field(description="steps between sample grids")
@@ -225,6 +297,11 @@ class Params(Section):
     def _fits_together(self) -> Self:
         if self.train.warmup_fraction == 1 and self.train.schedule != "constant":
             raise ValueError("train.warmup_fraction 1 leaves no step for the schedule; give less than 1")
+        if self.encode.bucket_step and self.autoencoder.resolution % self.encode.bucket_step:
+            raise ValueError(
+                f"autoencoder.resolution {self.autoencoder.resolution} is not a multiple of encode.bucket_step "
+                f"{self.encode.bucket_step}"
+            )
         if self.model.denoiser != "unet" and not self.autoencoder.pretrained:
             patch = getattr(self.model, self.model.denoiser).patch_size
             side = self.autoencoder.resolution // 2 ** (len(self.autoencoder.channels) - 1)

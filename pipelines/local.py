@@ -31,7 +31,7 @@ TINY = PROJECT / "pipelines" / "tiny.yaml"
 OUTPUTS: tuple[tuple[str, str, type[Manifest], tuple[str, ...]], ...] = (
     ("ingest", "records", RecordsManifest, ("records/records.parquet", "summary")),
     ("autoencoder", "autoencoder", AutoencoderManifest, ("autoencoder/vae/config.json", "autoencoder/metrics.json")),
-    ("encode", "encoded", EncodedManifest, ("encoded/shards", "encoded/metrics.json")),
+    ("encode", "encoded", EncodedManifest, ("encoded/latents", "encoded/metrics.json")),
     ("train", "model", ModelManifest, ("model/pipeline/model_index.json", "model/metrics.json")),
     ("evaluate", "evaluation", EvaluationManifest, ("evaluation/metrics.json", "report")),
     ("register", "registration", RegistrationManifest, ("summary",)),

@@ -11,6 +11,7 @@ def ingest(
     records: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
+    report: dsl.Output[dsl.HTML],
     force_rerun: str = "",
 ) -> None:
     """Reads a source of captioned pictures and writes checked records, split by a hash of their ids.
@@ -23,11 +24,13 @@ def ingest(
         force_rerun: Any text; another text than last time does the work again.
 
     Returns:
-        records: The record set: ``records.parquet``, ``media.tar``, ``quarantine.jsonl``, ``manifest.json``.
-        metrics: Records per split and how many were refused.
+        records: The record set: ``records.parquet``, ``media/``, ``quarantine.jsonl``, ``duplicates.jsonl``.
+        metrics: Records per split, how many were refused and how many repeat another.
         summary: Source, revision, licence and credit of the data, and the counts.
+        report: Samples, histograms, what was refused and duplicates in one page that needs nothing else.
     """
     import json
+    import shutil
     from pathlib import Path
 
     from latentflow.params import IngestInputs, parse
@@ -47,5 +50,8 @@ def ingest(
         f"- credit: {manifest.credit}",
         *(f"- {split}: {count}" for split, count in manifest.counts.items()),
         f"- refused: {manifest.quarantined} (reasons in `quarantine.jsonl`)",
+        f"- duplicates: {manifest.duplicates.exact} exact, {manifest.duplicates.near} near, "
+        f"{manifest.duplicates.dropped} left out",
     ]
     Path(summary.path).write_text("\n".join(lines) + "\n")
+    shutil.copyfile(out / "report.html", report.path)

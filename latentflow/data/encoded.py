@@ -1,115 +1,204 @@
-"""The encoded set: safetensors shards of latents and text, written whole and checked when opened."""
+"""The encoded set as training reads it: rows of a split by bucket, from memory-mapped shards, here or elsewhere."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor
 
+from latentflow.data.captions import CaptionIndex
+from latentflow.data.mapped import MappedShards
+from latentflow.data.places import LocalPlace, RemotePlace, find, open_place, read_manifest
+from latentflow.data.shards import INDEX, PROMPTS
 from latentflow.errors import LatentflowError
-from latentflow.files import atomic_file, sha256_file
-from latentflow.manifest import EncodedManifest, Shard
+from latentflow.files import atomic_folder
+from latentflow.manifest import FILE, EncodedManifest, Shard
 
-PROMPTS = "prompts.safetensors"
-
-
-def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes tensors to a safetensors file that is whole or absent. Raises LatentflowError on NaN or infinity."""
-    for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            row = int((~torch.isfinite(tensor)).flatten(1).any(dim=1).nonzero()[0, 0])
-            raise LatentflowError(
-                f"{path.name}: the encoder gave NaN or infinity in `{key}` for row {row} of the shard."
-            )
-    with atomic_file(path) as temporary:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
-
-
-def describe_shard(folder: Path, path: Path, split: str) -> Shard:
-    """The manifest's entry of a shard: its keys with shape and type, its count and sha256."""
-    with safe_open(path, framework="pt") as file:
-        keys = {
-            key: (file.get_slice(key).get_shape(), str(file.get_slice(key).get_dtype())) for key in sorted(file.keys())
-        }
-    count = keys["latents"][0][0]
-    return Shard(
-        file=path.relative_to(folder).as_posix(), split=split, count=count, sha256=sha256_file(path), keys=keys
-    )
+CARRIED = ("text_encoder", "tokenizer")
 
 
 @dataclass(frozen=True)
-class EncodedSplit:
-    """One split in tensors (memory-mapped where it is one shard), n rows in the order of the records' ids.
+class Samples:
+    """n rows of one bucket in the dtypes that are stored.
 
-    ``latents`` (n, c, h, w) are in the scale that the denoiser sees; ``text`` is (n, tokens, width),
-    ``text_mask`` (n, tokens) bool.
+    ``latents`` (n, c, h, w) or (n, c, f, h, w) are in the scale that the denoiser sees: the posterior's mean where
+    ``logvar``, of the same shape, is there. ``text`` (n, tokens, width), ``text_mask`` (n, tokens) bool.
+    ``original_size``, ``crop`` and ``target_size`` (n, 2) int32 are (height, width) or (top, left) in pixels.
     """
 
     latents: Tensor
-    latents_flipped: Tensor | None
+    logvar: Tensor | None
     text: Tensor
     text_mask: Tensor
+    original_size: Tensor
+    crop: Tensor
+    target_size: Tensor
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The records of a split whose latents have one shape, and the shards that hold them, in the order of the rows."""
+
+    shape: tuple[int, ...]
+    shards: tuple[Shard, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Rows per shard."""
+        return tuple(shard.count for shard in self.shards)
+
+
+class EncodedSplit:
+    """One split: buckets of rows, of which each call reads some. Nothing but the index stays in memory."""
+
+    def __init__(
+        self,
+        buckets: tuple[Bucket, ...],
+        latents: Sequence[MappedShards],
+        starts: Sequence[NDArray[np.int64]],
+        text: MappedShards,
+        index: CaptionIndex,
+    ) -> None:
+        self.buckets = buckets
+        self._latents = latents
+        self._starts = starts
+        self._text = text
+        self._index = index
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return sum(bucket.count for bucket in self.buckets)
+
+    @property
+    def remote(self) -> bool:
+        """Whether shards come over the network, so that it is worth to ask for them early."""
+        return self._text.remote
+
+    def samples(self, bucket: int, rows: Tensor, choice: Tensor | None = None, flip: Tensor | None = None) -> Samples:
+        """Rows (n,) int64 of a bucket. ``choice`` (n,) in [0, 1) picks one of a record's captions, else the first.
+
+        ``flip`` (n,) bool asks for the mirrored picture; where the set holds none, it has no effect.
+        Raises LatentflowError naming a shard that is missing or damaged, and on rows that are not there.
+        """
+        wanted, shards = rows.numpy(), self._latents[bucket]
+        captions = self._index.captions(self._rows(bucket, wanted), None if choice is None else choice.numpy())
+        latents, text = shards.at(wanted), self._text.at(captions)
+
+        def posterior(key: str) -> Tensor:
+            if flip is None or not shards.has(f"{key}_flipped"):
+                return latents.copy(key)
+            return latents.copy_either(key, f"{key}_flipped", flip.numpy())
+
+        return Samples(
+            latents=posterior("latents"),
+            logvar=posterior("logvar") if shards.has("logvar") else None,
+            text=text.copy("text"),
+            text_mask=text.copy("text_mask"),
+            original_size=latents.copy("original_size"),
+            crop=latents.copy("crop"),
+            target_size=latents.copy("target_size"),
+        )
+
+    def ids(self, bucket: int, rows: Tensor) -> list[str]:
+        """The records' ids of rows (n,) int64 of a bucket."""
+        return self._index.ids(self._rows(bucket, rows.numpy()))
+
+    def fetch(self, bucket: int, rows: Tensor) -> None:
+        """Brings the shards of those rows, and of all their captions, to this machine."""
+        wanted, latents = rows.numpy(), self._latents[bucket]
+        for number in np.unique(latents.numbers(wanted)).tolist():
+            latents.fetch(number)
+        for number in np.unique(self._text.numbers(self._index.all_captions(self._rows(bucket, wanted)))).tolist():
+            self._text.fetch(number)
+
+    def _rows(self, bucket: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the index; a bucket's shards need not be neighbours there."""
+        numbers = self._latents[bucket].numbers(rows)
+        return rows + self._starts[bucket][numbers]
 
 
 class EncodedSet:
     """An encoded set that ``encode`` wrote."""
 
-    def __init__(self, folder: Path, manifest: EncodedManifest) -> None:
-        self.folder = folder
+    def __init__(self, manifest: EncodedManifest, places: Sequence[LocalPlace | RemotePlace]) -> None:
         self.manifest = manifest
+        self._places = places
+        self._text = MappedShards([shard for shard in manifest.shards if shard.kind == "text"], places)
         self._splits: dict[str, EncodedSplit] = {}
-        extra = load_file(folder / PROMPTS)
-        self.empty_text, self.empty_mask = extra["empty_text"], extra["empty_mask"]
-        self.prompt_text, self.prompt_mask = extra["text"], extra["text_mask"]
+        self._opening = threading.Lock()
+        prompts = load_file(find(places, PROMPTS, manifest.prompts_sha256)[0])
+        self.empty_text, self.empty_mask = prompts["text"][:1], prompts["text_mask"][:1]
+        self.prompt_text, self.prompt_mask = prompts["text"][1:], prompts["text_mask"][1:]
 
     @classmethod
-    def open(cls, folder: Path) -> "EncodedSet":
-        """Opens the set; every file is compared with its sha256 and a wrong one is named."""
-        manifest = EncodedManifest.read(folder)
-        expected = {shard.file: shard.sha256 for shard in manifest.shards} | {PROMPTS: manifest.prompts_sha256}
-        for name, sha256 in expected.items():
-            path = folder / name
-            if not path.is_file() or sha256_file(path) != sha256:
-                raise LatentflowError(
-                    f"{path} is missing or not the file that was encoded; run `latentflow encode` again."
-                )
-        return cls(folder, manifest)
+    def open(cls, place: Path | str, parts: Sequence[Path | str] = ()) -> "EncodedSet":
+        """Opens the set in a folder or behind an fsspec URL; its shards may also lie in ``parts``, of either kind.
 
-    @staticmethod
-    def train_latents(folder: Path, shards: list[Shard]) -> Tensor:
-        """The training split's latents of a set whose manifest is not written yet."""
-        return torch.cat([load_file(folder / shard.file)["latents"] for shard in shards if shard.split == "train"])
+        A shard's bytes are compared with their digest when it is first used, not now.
+        """
+        places = [open_place(one) for one in (place, *parts)]
+        return cls(read_manifest(place), places)
+
+    def __str__(self) -> str:
+        """Where the set lies, in words."""
+        return str(self._places[0])
+
+    @cached_property
+    def folder(self) -> Path:
+        """A folder of this machine with manifest, index, prompts, ``text_encoder/`` and ``tokenizer/``."""
+        place = self._places[0]
+        if isinstance(place, LocalPlace):
+            return place.folder
+        folder = place.cache.folder / "sets" / self.manifest.digest
+        if not (folder / FILE).is_file():
+            with atomic_folder(folder) as temporary:
+                for name in (INDEX, PROMPTS):
+                    place.fetch(name, temporary / name)
+                for name in CARRIED:
+                    place.fetch_folder(name, temporary / name)
+                self.manifest.write(temporary)
+        return folder
 
     def split(self, name: str) -> EncodedSplit:
-        """A split's rows, read at the first call."""
-        if name not in self._splits:
-            self._splits[name] = self._read(name)
-        return self._splits[name]
+        """A split's rows. Raises LatentflowError where it holds none."""
+        with self._opening:
+            if name not in self._splits:
+                self._splits[name] = self._open(name)
+            return self._splits[name]
 
-    def _read(self, name: str) -> EncodedSplit:
-        shards = [load_file(self.folder / shard.file) for shard in self.manifest.shards if shard.split == name]
-        if not shards:
-            raise LatentflowError(f"{self.folder} holds no records in the {name} split.")
+    @cached_property
+    def _index(self) -> CaptionIndex:
+        return CaptionIndex.read(find(self._places, INDEX, self.manifest.index_sha256)[0])
 
-        def joined(key: str) -> Tensor:
-            parts = [shard[key] for shard in shards]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _open(self, name: str) -> EncodedSplit:
+        """Groups the split's shards by shape and remembers where each one's rows begin in the index."""
+        members: dict[tuple[int, ...], list[tuple[int, Shard]]] = {}
+        start = 0
+        for shard in (shard for shard in self.manifest.shards if shard.kind == "latents"):
+            if shard.split == name:
+                members.setdefault(shard.shape, []).append((start, shard))
+            start += shard.count
+        if not members:
+            raise LatentflowError(f"{self} holds no records in the {name} split.")
+        if start != len(self._index):
+            raise LatentflowError(
+                f"{self}: {INDEX} has {len(self._index)} rows for {start} latents; run `latentflow encode`."
+            )
+        buckets = tuple(Bucket(shape, tuple(shard for _, shard in group)) for shape, group in members.items())
+        latents = [MappedShards(bucket.shards, self._places) for bucket in buckets]
+        starts = [_shifts(bucket, [first for first, _ in members[bucket.shape]]) for bucket in buckets]
+        return EncodedSplit(buckets, latents, starts, self._text, self._index)
 
-        flipped = joined("latents_flipped") if "latents_flipped" in shards[0] else None
-        return EncodedSplit(joined("latents"), flipped, joined("text"), joined("text_mask"))
 
-
-def full_batches(count: int, batch_size: int) -> Iterator[tuple[list[int], int]]:
-    """Indices of full batches over ``count`` rows and how many of each are new.
-
-    The last batch is filled up with its last row: a batch of another size differs in the last bit.
-    """
-    for start in range(0, count, batch_size):
-        rows = list(range(start, min(start + batch_size, count)))
-        yield rows + [rows[-1]] * (batch_size - len(rows)), len(rows)
+def _shifts(bucket: Bucket, firsts: list[int]) -> NDArray[np.int64]:
+    """Per shard, what to add to a row of the bucket to get its row in the index."""
+    starts: NDArray[np.int64] = np.cumsum((0, *bucket.counts))[:-1]
+    return np.asarray(firsts, np.int64) - starts

@@ -1,81 +1,62 @@
-"""A folder of pictures with metadata.jsonl or metadata.csv: columns file_name and text."""
+"""A folder of pictures and clips with a metadata file: columns for the path, the caption and conditions."""
 
-import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from latentflow.data.columns import Columns, condition_of, license_of
+from latentflow.data.media_refs import FileMedia
+from latentflow.data.rows import FILES, Row, numbered_rows
 from latentflow.data.sources import Candidate
 from latentflow.errors import LatentflowError
 from latentflow.files import sha256_file
-
-FILES = ("metadata.jsonl", "metadata.csv")
-COLUMNS = ("file_name", "text")
+from latentflow.params import IngestParams
 
 
 class FolderSource:
-    """Pictures below ``root``; a record's id is its file name. Extra columns are left alone."""
+    """Media below ``root``; a record's id is its path there. Columns that are not asked for are left alone."""
 
     license = ""
     credit = ""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, params: IngestParams) -> None:
         self.name = root.name
-        self.root = root
+        self.root = root.resolve()
         found = [root / name for name in FILES if (root / name).is_file()]
         if len(found) != 1:
             raise LatentflowError(
-                f"{root}: expected one of {' or '.join(FILES)}, found "
-                f"{'both' if found else 'neither'}; each row needs file_name and text."
+                f"{root}: expected one of {', '.join(FILES)}, found "
+                f"{' and '.join(path.name for path in found) or 'none'}; each row needs a path and a caption."
             )
         self.metadata = found[0]
         self.revision = sha256_file(self.metadata)[:16]
+        self._columns = self._checked_columns(params)
 
     def candidates(self) -> Iterator[Candidate]:
-        for number, row in self._readable_rows():
-            if missing := [column for column in COLUMNS if column not in row]:
-                found = ", ".join(map(str, row))
-                raise LatentflowError(
-                    f"{self.metadata}, row {number}: no column {' or '.join(missing)} (found {found}); "
-                    f"the columns are {' and '.join(COLUMNS)}."
-                )
-            name = row["file_name"]
-            yield Candidate(id=str(name), caption=row["text"], read=lambda name=name: self._read(name))  # type: ignore[misc]
+        columns = self._columns
+        wanted = [columns.media, columns.caption, *columns.conditions, "license"]
+        for _, row in numbered_rows(self.metadata, wanted):
+            yield self._candidate(row)
 
-    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        with self.metadata.open(encoding="utf-8-sig", newline="") as file:
-            if self.metadata.suffix == ".csv":
-                yield from enumerate(csv.DictReader(file), start=2)
-                return
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, self._parse(number, line)
+    def _candidate(self, row: Row) -> Candidate:
+        columns = self._columns
+        path = row[columns.media]
+        return Candidate(
+            id=str(path),
+            captions=row[columns.caption],
+            media=FileMedia(self.root, path),
+            conditions={name: condition_of(name, row[name], self.root) for name in columns.conditions},
+            license=license_of(row),
+        )
 
-    def _readable_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        try:
-            yield from self._rows()
-        except UnicodeDecodeError as error:
-            raise LatentflowError(f"{self.metadata} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
-        except csv.Error as error:
-            raise LatentflowError(f"{self.metadata} cannot be read as CSV: {error}.") from None
-
-    def _parse(self, number: int, line: str) -> dict[str, Any]:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise LatentflowError(f"{self.metadata}, line {number}: not JSON ({error.msg}).") from None
-        if not isinstance(row, dict):
-            raise LatentflowError(f"{self.metadata}, line {number}: expected an object, found {line.strip()[:40]}.")
-        return row
-
-    def _read(self, name: Any) -> bytes:
-        if not isinstance(name, str) or not name:
-            raise ValueError("file_name is empty or not text")
-        root = self.root.resolve()
-        path = (root / name).resolve()
-        if not path.is_relative_to(root):
-            raise ValueError("file_name leaves the folder")
-        if not path.is_file():
-            raise ValueError("the picture does not exist")
-        return path.read_bytes()
+    def _checked_columns(self, params: IngestParams) -> Columns:
+        """The columns, after a look at every row: a broken one shows before hours of reading pictures."""
+        columns = None
+        for number, row in numbered_rows(self.metadata):
+            place = f"{self.metadata}, row {number}"
+            columns = columns or Columns.choose(row, params, place)
+            columns.check(row, place)
+            if self.metadata.suffix == ".parquet":  # its schema holds for all rows
+                break
+        if columns is None:
+            raise LatentflowError(f"{self.metadata} holds no rows; each needs a path and a caption.")
+        return columns

@@ -2,12 +2,13 @@
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentflow.errors import LatentflowError
 from latentflow.files import sha256_file
@@ -23,15 +24,6 @@ class TextEncoder:
     model: PreTrainedModel
     max_tokens: int
 
-    @property
-    def width(self) -> int:
-        return int(self.model.config.hidden_size)
-
-    @property
-    def cased(self) -> bool:
-        """Whether capital letters make another caption."""
-        return bool(self.tokenizer("A B").input_ids != self.tokenizer("a b").input_ids)
-
     @torch.no_grad()
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Captions to hidden states (n, max_tokens, width) float32 and their mask (n, max_tokens) bool.
@@ -43,10 +35,6 @@ class TextEncoder:
         ).to(self.model.device)
         hidden = self.model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         return hidden.float(), tokens.attention_mask.bool()
-
-    def count_cut(self, captions: list[str]) -> int:
-        """How many captions are longer than ``max_tokens``."""
-        return sum(len(ids) > self.max_tokens for ids in self.tokenizer(captions).input_ids)
 
     def save(self, folder: Path) -> None:
         """Writes ``text_encoder/`` and ``tokenizer/`` as a diffusers pipeline expects them."""
@@ -73,6 +61,31 @@ def load_saved(folder: Path, max_tokens: int) -> TextEncoder:
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     model = AutoModel.from_pretrained(folder / "text_encoder", use_safetensors=True)
     return TextEncoder(tokenizer, model.eval().requires_grad_(False), max_tokens)
+
+
+@dataclass(frozen=True)
+class SavedText:
+    """What ``TextEncoder.save`` wrote, looked at without loading weights."""
+
+    folder: Path
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+
+    @property
+    def width(self) -> int:
+        """Of the hidden states."""
+        return int(AutoConfig.from_pretrained(self.folder / "text_encoder").hidden_size)
+
+    @property
+    def cased(self) -> bool:
+        """Whether capital letters make another caption."""
+        return bool(self.tokenizer("A B").input_ids != self.tokenizer("a b").input_ids)
+
+    def count_cut(self, captions: list[str], max_tokens: int) -> int:
+        """How many captions are longer than ``max_tokens``."""
+        return sum(len(ids) > max_tokens for ids in self.tokenizer(captions).input_ids)
 
 
 def _minilm() -> str:

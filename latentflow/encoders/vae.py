@@ -1,5 +1,7 @@
 """The data encoder: pictures to latents and back by diffusers' AutoencoderKL, in the denoiser's scale."""
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -49,17 +51,39 @@ def load_from(folder: Path) -> AutoencoderKL:
     return load(str(folder / "vae"))
 
 
+@dataclass(frozen=True)
+class LatentShape:
+    """``channels`` of the latents, and by what ``factor`` they are smaller than the picture."""
+
+    channels: int
+    factor: int
+
+
+def shape_of(folder: Path) -> LatentShape:
+    """The latents' shape of the VAE in the autoencoder step's output folder, from its config alone."""
+    config = AutoencoderKL.load_config(folder / "vae")
+    return LatentShape(int(config["latent_channels"]), 2 ** (len(config["block_out_channels"]) - 1))
+
+
 def factor(vae: AutoencoderKL) -> int:
     """How many pixels wide a latent is."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
 @torch.no_grad()
+def posterior(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels (n, 3, h, w) in [-1, 1] to the posterior's mean and log-variance, float32 (n, c, h/f, w/f).
+
+    Both are in the denoiser's scale: shifted and scaled as the VAE says.
+    """
+    found = vae.encode(pixels).latent_dist
+    mean = (found.mode().float() - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    return mean, found.logvar.float() + 2 * math.log(vae.config.scaling_factor)
+
+
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Pixels (n, 3, h, w) in [-1, 1] to the posterior's mode (n, c, h/f, w/f), shifted and scaled as the VAE says."""
-    mode: Tensor = vae.encode(pixels).latent_dist.mode()
-    latents: Tensor = (mode - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
-    return latents
+    """The posterior's mode of ``posterior``."""
+    return posterior(vae, pixels)[0]
 
 
 @torch.no_grad()

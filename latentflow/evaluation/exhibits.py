@@ -3,8 +3,8 @@
 import torch
 
 from latentflow.data.records import RecordSet
-from latentflow.evaluation.gallery import Entry, Section
 from latentflow.evaluation.judge import Asked, Findings
+from latentflow.html import Entry, Section
 from latentflow.pictures import to_image
 
 SHOWN = 18
@@ -23,7 +23,7 @@ def sections(findings: Findings, records: RecordSet) -> list[Section]:
 
 def failures(findings: Findings, records: RecordSet, count: int = 12) -> Section:
     """The training captions whose right picture came last, worst seed of each: drawn, nearest real, right."""
-    asked = findings.train
+    asked, side = findings.train, findings.protocol.resolution
     worst, seeds = asked.retrieval.rank.max(1)
     order = torch.argsort(worst, descending=True, stable=True)[:count].tolist()
     entries = []
@@ -32,8 +32,8 @@ def failures(findings: Findings, records: RecordSet, count: int = 12) -> Section
         nearest = records.table[int(asked.retrieval.nearest[row, seed])]
         pictures = (
             to_image(asked.pictures[row, seed]),
-            records.image(nearest, findings.protocol.resolution),
-            records.image(asked.records[row], findings.protocol.resolution),
+            records.image(nearest, side, side),
+            records.image(asked.records[row], side, side),
         )
         remark = f"rank {int(worst[row]):,}; looks like “{nearest.caption}”"
         entries.append(Entry(asked.records[row].caption, pictures, remark))
@@ -47,7 +47,7 @@ def _pairs(asked: Asked, records: RecordSet) -> list[Entry]:
     return [
         Entry(
             asked.records[row].caption,
-            (to_image(asked.pictures[row, 0]), records.image(asked.records[row], resolution)),
+            (to_image(asked.pictures[row, 0]), records.image(asked.records[row], resolution, resolution)),
             f"rank {int(asked.retrieval.rank[row, 0]):,}",
         )
         for row in chosen

@@ -1,33 +1,16 @@
 """A sheet of pictures with their captions: drawn beside real, large enough to see, as one PNG."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
+
+from latentflow.html import Entry, Section
 
 TILE = 96
 _MARGIN, _GAP, _BETWEEN, _COLUMNS = 40, 30, 6, 6
 _WIDTH = 2 * _MARGIN + _COLUMNS * (2 * TILE + _BETWEEN) + (_COLUMNS - 1) * _GAP
 _LINE, _MAX_LINES = 17, 3
 _PAPER, _INK, _FAINT, _EDGE = "#ffffff", "#1f2328", "#656d76", "#e3e6ea"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Pictures side by side under one caption, with a fainter remark beneath."""
-
-    caption: str
-    pictures: tuple[Image.Image, ...]
-    remark: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A row or more of entries under a heading and a line that says how to read them."""
-
-    title: str
-    note: str
-    entries: list[Entry]
 
 
 def enlarge(picture: Image.Image, side: int = TILE) -> Image.Image:

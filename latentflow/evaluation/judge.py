@@ -191,7 +191,9 @@ def _reference(records: RecordSet, resolution: int) -> tuple[Tensor, Tensor]:
     return torch.cat([chunk[0] for chunk in chunks]), torch.cat([chunk[1] for chunk in chunks])
 
 
-def _compare(split: str, asked: list[Record], pictures: Tensor, seeds: int, table: list[Record], real: Tensor) -> Asked:
+def _compare(
+    split: str, asked: list[Record], pictures: Tensor, seeds: int, table: Sequence[Record], real: Tensor
+) -> Asked:
     right = lookup.right_ones(asked, table)
     retrieval = lookup.retrieve(lookup.features(pictures).unflatten(0, (len(asked), seeds)), real, right)
     return Asked(split, asked, pictures.unflatten(0, (len(asked), seeds)), retrieval, lookup.chance(right, 5))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentflow.data.records import Record, RecordSet, spread
+from latentflow.data.records import Record, RecordSet, spread_places
 from latentflow.evaluation.metrics import Share, pooled, share
 from latentflow.pictures import to_bytes
 
@@ -22,10 +22,14 @@ def choose_captions(records: Sequence[Record], split: str, count: int) -> list[R
 
     A pure function of the records: no seed, so every evaluation of the same data asks the same captions.
     """
-    distinct: dict[str, Record] = {}
-    for record in sorted((r for r in records if r.split == split), key=lambda r: r.id):
-        distinct.setdefault(record.caption, record)
-    return spread(list(distinct.values()), count)
+    first: dict[str, tuple[str, int]] = {}
+    for place, record in enumerate(records):
+        if record.split == split:
+            here = (record.id, place)
+            first[record.caption] = min(first.get(record.caption, here), here)
+    distinct = list(first.values())
+    chosen = spread_places((record_id for record_id, _ in distinct), count)
+    return [records[distinct[number][1]] for number in chosen]
 
 
 def picture_chunks(records: RecordSet, resolution: int, size: int = 1024) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SHEET = 32
+# Pictures, spread over the training split, from which the latents' mean and deviation are taken.
+MEASURED = 8192
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +62,7 @@ def _make(params: AutoencoderParams, records: Path, folder: Path, key: str, dige
         digest=digest_json({"vae": weights, "resolution": params.resolution, "psnr_db": psnr}),
         fingerprint=key,
         inputs=digests,
+        weights=weights,
         resolution=params.resolution,
         trained=not params.pretrained,
     ).write(folder)
@@ -80,7 +84,8 @@ def _validated(params: AutoencoderParams) -> "AutoencoderKL":
 def _trained(params: AutoencoderParams, record_set: "RecordSet", folder: Path) -> "AutoencoderKL":
     import torch
 
-    from latentflow.data.encoded import full_batches
+    from latentflow.data.batching import full_batches
+    from latentflow.data.square import SquarePictures
     from latentflow.encoders import vae as vae_room
     from latentflow.training import autoencoder
 
@@ -89,10 +94,12 @@ def _trained(params: AutoencoderParams, record_set: "RecordSet", folder: Path) -
         raise LatentflowError(
             f"autoencoder.batch_size {params.batch_size} is larger than the {len(records)} training pictures; lower it."
         )
-    pixels = record_set.pixels(records, params.resolution)
-    vae, curve = autoencoder.train(params, pixels)
+    pictures = SquarePictures(record_set, records, params.resolution)
+    vae, curve = autoencoder.train(params, pictures)
     _write_curve(curve, folder / "plots" / "loss.csv")
-    parts = [vae_room.encode(vae, pixels[rows])[:new] for rows, new in full_batches(len(pixels), params.batch_size)]
+    some = [row * len(pictures) // min(len(pictures), MEASURED) for row in range(min(len(pictures), MEASURED))]
+    batches = full_batches(len(some), params.batch_size)
+    parts = [vae_room.encode(vae, pictures.at([some[row] for row in rows]))[:new] for rows, new in batches]
     latents = torch.cat(parts).double()
     mean, std = latents.mean(dim=(0, 2, 3)).float(), latents.std(dim=(0, 2, 3)).float()
     vae_room.fold_statistics(vae, mean, std)
@@ -100,11 +107,11 @@ def _trained(params: AutoencoderParams, record_set: "RecordSet", folder: Path) -
 
 
 def _reconstruct(
-    vae: "AutoencoderKL", record_set: "RecordSet", records: "list[Record]", resolution: int
+    vae: "AutoencoderKL", record_set: "RecordSet", records: "Sequence[Record]", resolution: int
 ) -> "tuple[Tensor, Tensor, float]":
     import torch
 
-    from latentflow.data.encoded import full_batches
+    from latentflow.data.batching import full_batches
     from latentflow.encoders import vae as vae_room
     from latentflow.evaluation.metrics import psnr
 

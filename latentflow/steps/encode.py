@@ -1,12 +1,18 @@
 """encode: frozen encoders turn records into the encoded set, once; training never loads them again."""
 
 import logging
-import shutil
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from latentflow.errors import LatentflowError
 from latentflow.files import (
+    atomic_file,
     atomic_folder,
     copy_tree_or_file,
     digest_folder,
@@ -15,93 +21,274 @@ from latentflow.files import (
     sha256_file,
     write_json,
 )
-from latentflow.manifest import AutoencoderManifest, EncodedManifest, RecordsManifest, Shard, fingerprint
-from latentflow.params import EncodeInputs, EncodeParams
-from latentflow.progress import track
-from latentflow.workspace import work_folder
+from latentflow.manifest import (
+    AutoencoderManifest,
+    EncodedManifest,
+    EncodedPart,
+    RecordsManifest,
+    Shard,
+    TextFacts,
+    fingerprint,
+)
+from latentflow.params import EncodeInputs
+from latentflow.workspace import store
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-    from torch import Tensor
+    from latentflow.data.plan import EncodePlan, Layout
+    from latentflow.data.records import RecordSet
+    from latentflow.encoders.filling import Encoders
 
-    from latentflow.data.records import Record, RecordSet
-    from latentflow.encoders.text import TextEncoder
-
-VERSION = 1
+VERSION = 2
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Part ``number`` of ``of``, from 1: a disjoint share of whole shards."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads ``2/8``. Raises LatentflowError when it is not a part."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise LatentflowError(f"--part {text}: expected number/of with 1 <= number <= of, for example 2/8.")
+        return cls(int(match[1]), int(match[2]))
+
+
 def run(inputs: EncodeInputs, records: Path, autoencoder: Path, out: Path, force_rerun: str = "") -> EncodedManifest:
-    """Writes latents and text of every record as shards, with the encoders' files for the finished pipeline."""
-    digests = {
-        "records": RecordsManifest.read(records).digest,
-        "autoencoder": AutoencoderManifest.read(autoencoder).digest,
-        "text_encoder": digest_model(inputs.encode.text_encoder),
-    }
-    key = fingerprint("encode", VERSION, inputs, digests, force_rerun)
-    with work_folder("encode", key) as work:
-        done = work / "done"
-        if not done.is_dir():
-            # Shards are finished one by one in the work folder, so that a killed run goes on where it was.
-            _make(inputs.encode, records, autoencoder, work / "parts", done, key, digests)
-            shutil.rmtree(work / "parts")
-        else:
-            log.info("the encoded set of these records and encoders is in the work store; nothing to encode")
-        with atomic_folder(out) as folder:
-            copy_tree_or_file(done, folder)
+    """Encodes what the work store does not hold yet and writes the whole set to ``out``.
+
+    Under torchrun or accelerate every process encodes its part; the first then writes the set.
+    """
+    from latentflow.encoders.filling import drop_superseded, fill
+
+    with _disk_trouble(out):
+        work = _Work.open(inputs, records, autoencoder, force_rerun)
+        with _processes(work) as first:
+            if first:
+                finished = fill(work.encoders, work.plan.jobs)
+                with atomic_folder(out) as folder:
+                    for one in finished:
+                        copy_tree_or_file(one.pack, folder / one.shard.file)
+                    work.describe([one.shard for one in finished], work.hand_over_text(folder), folder)
+                drop_superseded(work.encoders, work.plan.jobs)
     return EncodedManifest.read(out)
 
 
-def _make(
-    params: EncodeParams, records: Path, autoencoder: Path, parts: Path, done: Path, key: str, digests: dict[str, str]
-) -> None:
-    from latentflow.data.encoded import PROMPTS, EncodedSet, write_shard
-    from latentflow.data.records import RecordSet
-    from latentflow.devices import best_device
-    from latentflow.encoders import text as text_room
-    from latentflow.encoders import vae as vae_room
+def run_part(
+    inputs: EncodeInputs, records: Path, autoencoder: Path, out: Path, part: Part, force_rerun: str = ""
+) -> EncodedPart:
+    """Encodes one part's shards into ``out``, which parts may share; ``merge`` makes a set of all."""
+    from latentflow.encoders.filling import fill
 
-    text = text_room.load(params.text_encoder, params.max_tokens)
-    vae = vae_room.load_from(autoencoder)
-    device = best_device()
-    vae.to(device)
-    text.model.to(device)  # type: ignore[arg-type]
-    resolution = AutoencoderManifest.read(autoencoder).resolution
-    record_set = RecordSet.open(records)
-    if cut := text.count_cut([record.caption for record in record_set.table]):
-        log.warning("%d captions are longer than encode.max_tokens %d and are cut", cut, params.max_tokens)
-    shards = _shards(params, parts, record_set, vae, text, resolution)
-    with atomic_folder(done) as folder:
-        copy_tree_or_file(parts, folder)
-        text.save(folder)
-        write_shard(folder / PROMPTS, _prompts(params, text))
-        mean, std, shape = _statistics(EncodedSet.train_latents(folder, shards))
-        _check_scale(mean, std, trained=AutoencoderManifest.read(autoencoder).trained)
+    with _disk_trouble(out):
+        work = _Work.open(inputs, records, autoencoder, force_rerun)
+        finished = fill(work.encoders, work.plan.part(part.number, part.of))
+        for one in finished:
+            with atomic_file(out / one.shard.file) as temporary:
+                copy_tree_or_file(one.pack, temporary)
+        text = work.hand_over_text(out) if part.number == 1 else None
+        shards = [one.shard for one in finished]
+        made = EncodedPart(fingerprint=work.fingerprint, number=part.number, of=part.of, shards=shards, text=text)
+        made.write(out)
+    return made
+
+
+def merge(
+    inputs: EncodeInputs, records: Path, autoencoder: Path, out: Path, folders: Sequence[Path], force_rerun: str = ""
+) -> EncodedManifest:
+    """Writes the manifest and the index of a set whose parts lie in ``folders`` (or all in ``out``); moves no data."""
+    with _disk_trouble(out):
+        work = _Work.open(inputs, records, autoencoder, force_rerun)
+        parts = _parts(folders or [out], work.fingerprint)
+        shards = {shard.file: shard for part in parts for shard in part.shards}
+        (text,) = [part.text for part in parts if part.text]
+        out.mkdir(parents=True, exist_ok=True)
+        return work.describe([shards[job.file] for job in work.plan.jobs], text, out)
+
+
+def explain(inputs: EncodeInputs, records: Path, autoencoder: Path, force_rerun: str = "") -> list[str]:
+    """What ``run`` would encode and why, in sentences; encodes nothing."""
+    from latentflow.encoders.explanation import explained
+
+    work = _Work.open(inputs, records, autoencoder, force_rerun)
+    return explained(work.encoders, work.plan)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A set to be encoded: its records, its shards, and who makes their rows."""
+
+    inputs: EncodeInputs
+    records: "RecordSet"
+    resolution: int
+    trained: bool
+    plan: "EncodePlan"
+    encoders: "Encoders"
+    digests: dict[str, str]
+    fingerprint: str
+
+    @classmethod
+    def open(cls, inputs: EncodeInputs, records: Path, autoencoder: Path, token: str) -> "_Work":
+        from latentflow.data import plan
+        from latentflow.data.records import RecordSet
+        from latentflow.encoders.filling import Encoders
+        from latentflow.encoders.rows import CaptionRows, PictureRows
+
+        params, vae_manifest = inputs.encode, AutoencoderManifest.read(autoencoder)
+        record_set = RecordSet.open(records)
+        digests = {
+            "records": record_set.manifest.digest,
+            "autoencoder": vae_manifest.digest,
+            "text_encoder": digest_model(params.text_encoder),
+        }
+        rows = store() / "encode"
+        encoders = Encoders(
+            PictureRows(params, record_set, autoencoder, vae_manifest.weights, rows, token),
+            CaptionRows(params, digests["text_encoder"], rows, token),
+        )
+        # The same rows come of any number of workers.
+        anywhere = inputs.model_copy(update={"encode": params.model_copy(update={"workers": 0})})
+        return cls(
+            inputs=inputs,
+            records=record_set,
+            resolution=vae_manifest.resolution,
+            trained=vae_manifest.trained,
+            plan=plan.make(record_set.arrow, _layout(inputs, autoencoder, vae_manifest.resolution)),
+            encoders=encoders,
+            digests=digests,
+            fingerprint=fingerprint("encode", VERSION, anywhere, digests, token),
+        )
+
+    def hand_over_text(self, folder: Path) -> TextFacts:
+        """Writes the text encoder, for the finished pipeline, and the prompts to ``folder``."""
+        from latentflow.data.shards import PROMPTS
+        from latentflow.encoders.filling import fill
+        from latentflow.encoders.text import SavedText
+
+        captions = self.encoders.captions
+        (prompts,) = fill(self.encoders, [captions.prompts])
+        with atomic_file(folder / PROMPTS) as temporary:
+            copy_tree_or_file(prompts.pack, temporary)
+        saved = SavedText(captions.saved())
+        for name in ("text_encoder", "tokenizer"):
+            with atomic_folder(folder / name) as temporary:
+                copy_tree_or_file(saved.folder / name, temporary)
+        every = [caption for job in self.plan.text for caption in job.captions]
+        return TextFacts(
+            width=saved.width,
+            cased=saved.cased,
+            text_encoder=digest_folder(saved.folder / "text_encoder"),
+            tokenizer=digest_folder(saved.folder / "tokenizer"),
+            prompts=prompts.shard.sha256,
+            captions_cut=saved.count_cut(every, self.inputs.encode.max_tokens),
+        )
+
+    def describe(self, shards: list[Shard], text: TextFacts, folder: Path) -> EncodedManifest:
+        """Writes index, metrics and manifest of the set of ``shards`` into ``folder``."""
+        from latentflow.data.shards import INDEX, statistics, write_index
+
+        write_index(folder / INDEX, self.plan, self.records.arrow["id"])
+        mean, std = statistics(shards)
+        _check_scale(mean, std, self.trained)
         counts = {split: sum(s.count for s in shards if s.split == split) for split in ("train", "validation", "test")}
+        if text.captions_cut:
+            log.warning(
+                "%d captions are longer than encode.max_tokens %d and are cut",
+                text.captions_cut,
+                self.inputs.encode.max_tokens,
+            )
+        write_json(folder / "metrics.json", {"records": sum(counts.values()), "captions_cut": text.captions_cut})
+        index = sha256_file(folder / INDEX)
         content: dict[str, Any] = {
             "shards": [shard.model_dump() for shard in shards],
-            "text_encoder": digest_folder(folder / "text_encoder"),
-            "tokenizer": digest_folder(folder / "tokenizer"),
-            "prompts": sha256_file(folder / PROMPTS),
+            "text": text.model_dump(),
+            "index": index,
         }
-        write_json(folder / "metrics.json", {"records": sum(counts.values()), "captions_cut": cut})
-        EncodedManifest(
+        manifest = EncodedManifest(
             digest=digest_json(content),
-            prompts_sha256=content["prompts"],
-            cased=text.cased,
-            fingerprint=key,
-            inputs=digests,
+            fingerprint=self.fingerprint,
+            inputs=self.digests,
             shards=shards,
             counts=counts,
-            latent_shape=shape,
+            index_sha256=index,
+            prompts_sha256=text.prompts,
+            latent_shape=self.plan.square,
             latent_mean=mean,
             latent_std=std,
             text_width=text.width,
-            max_tokens=params.max_tokens,
-            resolution=resolution,
-            sample_prompts=params.sample_prompts,
-            origin=_origin(record_set.manifest),
-        ).write(folder)
+            max_tokens=self.inputs.encode.max_tokens,
+            cased=text.cased,
+            resolution=self.resolution,
+            sample_prompts=self.inputs.encode.sample_prompts,
+            origin=_origin(self.records.manifest),
+        )
+        manifest.write(folder)
+        return manifest
+
+
+def _layout(inputs: EncodeInputs, autoencoder: Path, resolution: int) -> "Layout":
+    """What decides the shards' shapes. Raises LatentflowError when buckets do not fit the VAE."""
+    from latentflow.data.plan import Layout
+    from latentflow.encoders import vae
+
+    params, shape = inputs.encode, vae.shape_of(autoencoder)
+    if params.bucket_step % shape.factor or resolution % (params.bucket_step or 1):
+        raise LatentflowError(
+            f"encode.bucket_step {params.bucket_step}: expected a multiple of {shape.factor}, by which the VAE shrinks "
+            f"pictures, that divides autoencoder.resolution {resolution}."
+        )
+    return Layout(
+        resolution=resolution,
+        factor=shape.factor,
+        channels=shape.channels,
+        bucket_step=params.bucket_step,
+        bucket_min_ratio=params.bucket_min_ratio,
+        bucket_max_ratio=params.bucket_max_ratio,
+        clip_frames=params.clip_frames,
+        shard_size=params.shard_size,
+    )
+
+
+def _parts(folders: Sequence[Path], fingerprint: str) -> list[EncodedPart]:
+    """All parts of one set. Raises LatentflowError when one is missing or was made of other inputs."""
+    parts = [part for folder in folders for part in EncodedPart.read_all(folder) if part.fingerprint == fingerprint]
+    where = ", ".join(map(str, folders))
+    if not parts:
+        raise LatentflowError(
+            f"{where}: no part of the set that these records, encoders and parameters make; run `latentflow encode "
+            "--part 1/n` and the others first, with the same parameters."
+        )
+    of = max(part.of for part in parts)
+    there = {part.number: part for part in parts if part.of == of}
+    if absent := [f"{number}/{of}" for number in range(1, of + 1) if number not in there]:
+        raise LatentflowError(
+            f"{where}: part {', '.join(absent)} is missing; run `latentflow encode --part {absent[0]}`."
+        )
+    return list(there.values())
+
+
+@contextmanager
+def _processes(work: "_Work") -> Iterator[bool]:
+    """Under several processes each fills its part of the work store first; yields whether this is the first one."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield True
+        return
+    import torch
+    from accelerate import PartialState
+
+    from latentflow.encoders.filling import fill
+
+    # A part may take longer than the others by more than the usual half hour.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+    fill(work.encoders, work.plan.part(state.process_index + 1, count))
+    state.wait_for_everyone()
+    yield state.is_main_process
+    state.wait_for_everyone()
 
 
 def _origin(records: RecordsManifest) -> dict[str, str]:
@@ -115,81 +302,6 @@ def _origin(records: RecordsManifest) -> dict[str, str]:
     }
 
 
-def _shards(
-    params: EncodeParams,
-    parts: Path,
-    record_set: "RecordSet",
-    vae: "AutoencoderKL",
-    text: "TextEncoder",
-    resolution: int,
-) -> list[Shard]:
-    """Encodes the shards that are not there yet; a shard is a run of ``shard_size`` records of one split."""
-    from latentflow.data.encoded import describe_shard, write_shard
-
-    plan: list[tuple[str, Path, list[Record]]] = []
-    for split in ("train", "validation", "test"):
-        members = record_set.split(split)
-        for number, start in enumerate(range(0, len(members), params.shard_size)):
-            path = parts / "shards" / f"{split}-{number:05d}.safetensors"
-            plan.append((split, path, members[start : start + params.shard_size]))
-    shards = []
-    for split, path, members in plan:
-        if not path.is_file():
-            write_shard(path, _encode(params, members, record_set, vae, text, resolution, path.stem))
-        shards.append(describe_shard(parts, path, split))
-    return shards
-
-
-def _encode(
-    params: EncodeParams,
-    members: "list[Record]",
-    record_set: "RecordSet",
-    vae: "AutoencoderKL",
-    text: "TextEncoder",
-    resolution: int,
-    name: str,
-) -> "dict[str, Tensor]":
-    import torch
-
-    from latentflow.data.encoded import full_batches
-    from latentflow.encoders import vae as vae_room
-
-    dtype = getattr(torch, params.dtype)
-    columns: dict[str, list[Tensor]] = {}
-
-    def add(key: str, tensor: "Tensor", new: int) -> None:
-        columns.setdefault(key, []).append(tensor[:new].cpu())
-
-    batches = list(full_batches(len(members), params.batch_size))
-    for rows, new in track(batches, f"encode {name}", unit="batches"):
-        batch = [members[row] for row in rows]
-        pixels = record_set.pixels(batch, resolution).to(vae.device)
-        add("latents", vae_room.encode(vae, pixels).to(dtype), new)
-        if params.flip:
-            add("latents_flipped", vae_room.encode(vae, pixels.flip(-1)).to(dtype), new)
-        hidden, mask = text.encode([record.caption for record in batch])
-        add("text", hidden.to(dtype), new)
-        add("text_mask", mask, new)
-    return {key: torch.cat(parts) for key, parts in columns.items()}
-
-
-def _prompts(params: EncodeParams, text: "TextEncoder") -> "dict[str, Tensor]":
-    """The empty caption, for guidance, and the captions of the sample grid."""
-    import torch
-
-    dtype = getattr(torch, params.dtype)
-    hidden, mask = text.encode(["", *params.sample_prompts])
-    hidden = hidden.cpu().to(dtype)
-    mask = mask.cpu()
-    return {"empty_text": hidden[:1], "empty_mask": mask[:1], "text": hidden[1:], "text_mask": mask[1:]}
-
-
-def _statistics(latents: "Tensor") -> tuple[list[float], list[float], list[int]]:
-    values = latents.double()
-    mean, std = values.mean(dim=(0, 2, 3)), values.std(dim=(0, 2, 3))
-    return mean.tolist(), std.tolist(), list(latents.shape[1:])
-
-
 def _check_scale(mean: list[float], std: list[float], trained: bool) -> None:
     """Latents far from unit scale spoil the noise schedule: an error for our own VAE, a warning for a given one."""
     off = max(abs(m) for m in mean) > 0.1 or not all(0.9 < s < 1.1 for s in std)
@@ -200,3 +312,19 @@ def _check_scale(mean: list[float], std: list[float], trained: bool) -> None:
         )
     if off:
         log.warning("latents are not of unit scale (%s); does the VAE's config lack its scaling_factor?", shown)
+
+
+@contextmanager
+def _disk_trouble(out: Path) -> Iterator[None]:
+    """Says what to do when the work store or ``out`` cannot be written; finished shards stay in the work store."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and "I/O" not in str(error):
+            raise
+        raise LatentflowError(
+            f"{out} or the work store {store()} cannot be written: {error}. Free space, or name another place by "
+            "LATENTFLOW_STORE; shards that are finished stay there, and the next run goes on with the others."
+        ) from error

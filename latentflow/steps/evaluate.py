@@ -5,10 +5,12 @@ import io
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentflow.data.places import read_manifest
 from latentflow.errors import LatentflowError
 from latentflow.files import atomic_folder, copy_tree_or_file, write_json, write_text
 from latentflow.manifest import FILE, EncodedManifest, EvaluationManifest, ModelManifest, RecordsManifest, fingerprint
@@ -29,10 +31,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Sources:
-    """The three input folders with what their manifests say."""
+    """The three inputs with what their manifests say."""
 
     model_folder: Path
-    encoded_folder: Path
+    encoded_places: tuple[Path | str, ...]
     records_folder: Path
     model: ModelManifest
     encoded: EncodedManifest
@@ -48,14 +50,21 @@ class _Sources:
 
 
 def run(
-    inputs: EvaluateInputs, model: Path, encoded: Path, records: Path, out: Path, force_rerun: str = ""
+    inputs: EvaluateInputs,
+    model: Path,
+    encoded: Path | str,
+    records: Path,
+    out: Path,
+    force_rerun: str = "",
+    parts: Sequence[Path | str] = (),
 ) -> EvaluationManifest:
     """Judges a model; an evaluation that was made before with these parameters and inputs is not drawn again.
 
     Raises LatentflowError before any drawing when inputs are missing or do not belong together. Without MLflow the
-    results are on disk all the same, with an empty run id.
+    results are on disk all the same, with an empty run id. ``encoded`` is a folder or an fsspec URL; its shards may
+    also lie in ``parts``.
     """
-    sources = _open(model, encoded, records)
+    sources = _open(model, (encoded, *parts), records)
     key = fingerprint("evaluate", VERSION, inputs, sources.digests, force_rerun)
     with work_folder("evaluate", key) as work:
         results = work / "results"
@@ -72,10 +81,11 @@ def run(
     return manifest
 
 
-def _open(model: Path, encoded: Path, records: Path) -> _Sources:
+def _open(model: Path, places: tuple[Path | str, ...], records: Path) -> _Sources:
     """Reads the manifests and refuses folders that were not made from one another."""
-    manifests = ModelManifest.read(model), EncodedManifest.read(encoded), RecordsManifest.read(records)
-    sources = _Sources(model, encoded, records, *manifests)
+    encoded = places[0]
+    manifests = ModelManifest.read(model), read_manifest(encoded), RecordsManifest.read(records)
+    sources = _Sources(model, places, records, *manifests)
     if sources.encoded.inputs.get("records", sources.records.digest) != sources.records.digest:
         raise LatentflowError(f"{encoded} was not made from {records}: run `latentflow encode` again.")
     if sources.model.resolution != sources.encoded.resolution:
@@ -129,15 +139,14 @@ def _heldout(sources: _Sources, params: EvaluateParams) -> "HeldoutLoss":
     from latentflow import denoisers
     from latentflow.data.encoded import EncodedSet
     from latentflow.devices import best_device
-    from latentflow.evaluation.heldout import heldout_loss, heldout_sigmas
+    from latentflow.evaluation.heldout import heldout_groups, heldout_loss, heldout_sigmas
 
     device = best_device()
     denoiser = denoisers.load(sources.pipeline)
     denoiser.model.to(device)
-    split = EncodedSet.open(sources.encoded_folder).split("test")
-    x0, text, mask = split.latents.float().to(device), split.text.float().to(device), split.text_mask.to(device)
-    sigmas = heldout_sigmas(denoiser.definition)
-    loss = heldout_loss(denoiser.predict, x0, text, mask, denoiser.definition, sigmas, params.seed, params.batch_size)
+    split = EncodedSet.open(sources.encoded_places[0], sources.encoded_places[1:]).split("test")
+    groups, sigmas = heldout_groups(split, device), heldout_sigmas(denoiser.definition)
+    loss = heldout_loss(denoiser.predict, groups, denoiser.definition, sigmas, params.seed, params.batch_size)
     if not math.isfinite(loss.mean):
         raise LatentflowError(
             f"{sources.model_folder}: the held-out loss is {loss.mean}, so training diverged: train again with a lower "

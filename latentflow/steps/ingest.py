@@ -1,104 +1,120 @@
-"""ingest: a source of captioned pictures becomes checked records, split by a hash of their ids."""
+"""ingest: a source of captioned media becomes checked records, split by a hash of their ids."""
 
 import hashlib
-import json
+import heapq
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentflow.errors import LatentflowError
-from latentflow.files import atomic_folder, write_json, write_text
+from latentflow.files import atomic_file, atomic_folder, write_json, write_text
 from latentflow.manifest import RecordsManifest, fingerprint
 from latentflow.params import IngestInputs, IngestParams
 from latentflow.progress import track
 from latentflow.workspace import store
 
 if TYPE_CHECKING:
+    from latentflow.data.intake import Outcome
     from latentflow.data.sources import Candidate, Source
 
-VERSION = 1
+VERSION = 2
 log = logging.getLogger(__name__)
 
 
 def run(inputs: IngestInputs, out: Path, force_rerun: str = "") -> RecordsManifest:
-    """Reads the source, refuses what cannot be used (with reasons) and writes the records folder.
+    """Reads the source, refuses what cannot be used (with reasons) and writes the records folder and its report.
 
     Raises LatentflowError when the source is unusable or more than ``max_bad_fraction`` is refused.
     """
-    from latentflow.data.records import QUARANTINE, RecordWriter, split_of
+    from latentflow.data import ingest_report
+    from latentflow.data.records import METRICS, REPORT
     from latentflow.data.sources import open_source
-    from latentflow.data.validation import RefusedError, check
 
-    params = inputs.ingest
-    source = open_source(params.source)
-    refused: list[dict[str, str]] = []
+    source = open_source(inputs.ingest)
     with atomic_folder(out) as folder:
-        writer = RecordWriter(folder)
-        seen: set[str] = set()
-        for candidate in track(_chosen(source, params.limit), "ingest", unit="records"):
-            try:
-                if candidate.id in seen:
-                    raise RefusedError("the id (file_name) was there before; the first one is kept")
-                checked = check(candidate, params.min_side)
-            except RefusedError as reason:
-                refused.append({"id": candidate.id, "reason": str(reason)})
-                continue
-            seen.add(candidate.id)
-            writer.add(checked, split_of(candidate.id, params.validation_fraction, params.test_fraction))
-        digest, counts = writer.finish()
-        write_text(folder / QUARANTINE, "".join(json.dumps(row) + "\n" for row in refused))
-        _verdict(params, refused, counts)
-        manifest = RecordsManifest(
-            digest=digest,
-            fingerprint=fingerprint("ingest", VERSION, inputs, {"source": source.revision}, force_rerun),
-            inputs={"source": source.revision},
-            source=source.name,
-            revision=source.revision,
-            license=source.license,
-            credit=source.credit,
-            counts=counts,
-            quarantined=len(refused),
-        )
-        write_json(folder / "metrics.json", {"records": sum(counts.values()), "refused": len(refused), **counts})
+        outcome = fill(folder, source, inputs.ingest)
+        _verdict(inputs.ingest, outcome, folder)
+        manifest = _manifest(inputs, source, outcome, force_rerun)
         manifest.write(folder)
-    log.info(
-        "%d records (%s), %d refused",
-        sum(counts.values()),
-        ", ".join(f"{n} {s}" for s, n in counts.items()),
-        len(refused),
-    )
+        write_json(folder / METRICS, _metrics(outcome))
+        write_text(folder / REPORT, ingest_report.render(folder, outcome))
+    log.info("%s, %d refused, duplicates: %s", _by_split(outcome), outcome.refused, outcome.duplicates)
     return manifest
 
 
-def _chosen(source: "Source", limit: int) -> "Iterator[Candidate] | list[Candidate]":
-    """All candidates in the order of their ids, or ``limit`` of them picked by a hash of the id."""
-    ordered = sorted(source.candidates(), key=lambda candidate: candidate.id)
+def fill(folder: Path, source: "Source", params: IngestParams) -> "Outcome":
+    """Checks all of a source's candidates, in worker processes, and writes table, media, quarantine and duplicates."""
+    from latentflow.data.inspection import Inspectors
+    from latentflow.data.intake import intake
+    from latentflow.data.validation import Limits
+
+    limits = Limits(params.min_side, params.max_side)
+    with Inspectors(params.workers, limits) as inspectors, intake(folder, params) as records:
+        results = inspectors.run(_chosen(source, params.limit))
+        for result in track(results, "ingest", total=params.limit or None, unit="records"):
+            records.take(result)
+        return records.outcome()
+
+
+def _chosen(source: "Source", limit: int) -> "Iterator[Candidate]":
+    """All candidates in the source's order, or the ``limit`` of smallest hash; for these the source is read twice."""
     if not limit:
-        return ordered
+        yield from source.candidates()
+        return
     # Not the hash that splits: it would pick the records of one split first.
-    picked = sorted(
-        ordered, key=lambda candidate: hashlib.sha256(f"limit/{candidate.id}".encode("utf-8", "replace")).digest()
-    )[:limit]
-    return sorted(picked, key=lambda candidate: candidate.id)
+    hashes = (
+        (hashlib.sha256(f"limit/{candidate.id}".encode("utf-8", "replace")).digest(), place)
+        for place, candidate in enumerate(source.candidates())
+    )
+    places = {place for _, place in heapq.nsmallest(limit, track(hashes, "ingest: choosing", unit="records"))}
+    yield from (candidate for place, candidate in enumerate(source.candidates()) if place in places)
 
 
-def _verdict(params: IngestParams, refused: list[dict[str, str]], counts: dict[str, int]) -> None:
-    total = sum(counts.values()) + len(refused)
-    if total == 0:
+def _verdict(params: IngestParams, outcome: "Outcome", folder: Path) -> None:
+    from latentflow.data.records import QUARANTINE
+
+    if outcome.candidates == 0:
         raise LatentflowError(f"ingest.source {params.source} holds no records.")
-    share = len(refused) / total
-    if share > params.max_bad_fraction:
-        kept = store().parent / "quarantine.jsonl"
-        write_text(kept, "".join(json.dumps(row) + "\n" for row in refused))
-        examples = "; ".join(f"{row['id']}: {row['reason']}" for row in refused[:3])
+    if outcome.refused / outcome.candidates > params.max_bad_fraction:
+        kept = store().parent / QUARANTINE
+        with atomic_file(kept) as temporary:
+            shutil.copyfile(folder / QUARANTINE, temporary)
+        examples = "; ".join(f"{one.id}: {one.reason}" for one in outcome.examples)
         raise LatentflowError(
-            f"{len(refused)} of {total} records were refused, above ingest.max_bad_fraction "
+            f"{outcome.refused} of {outcome.candidates} records were refused, above ingest.max_bad_fraction "
             f"{params.max_bad_fraction:g} ({examples}); the whole list is in {kept}."
         )
-    for split, count in counts.items():
+    for split, count in outcome.counts.items():
         if count == 0:
             raise LatentflowError(
-                f"no record fell into the {split} split of {total - len(refused)}: "
+                f"no record fell into the {split} split of {outcome.records}: "
                 f"add records or raise ingest.{'limit' if split == 'train' else split + '_fraction'}."
             )
+
+
+def _manifest(inputs: IngestInputs, source: "Source", outcome: "Outcome", force_rerun: str) -> RecordsManifest:
+    # The same records come of any number of workers.
+    params = inputs.model_copy(update={"ingest": inputs.ingest.model_copy(update={"workers": 0})})
+    return RecordsManifest(
+        digest=outcome.digest,
+        fingerprint=fingerprint("ingest", VERSION, params, {"source": source.revision}, force_rerun),
+        inputs={"source": source.revision},
+        source=source.name,
+        revision=source.revision,
+        license=source.license,
+        credit=source.credit,
+        counts=outcome.counts,
+        quarantined=outcome.refused,
+        duplicates=outcome.duplicates,
+    )
+
+
+def _metrics(outcome: "Outcome") -> dict[str, int]:
+    duplicates = {f"duplicates_{name}": count for name, count in outcome.duplicates.model_dump().items()}
+    return {"records": outcome.records, "refused": outcome.refused, **outcome.counts, **duplicates}
+
+
+def _by_split(outcome: "Outcome") -> str:
+    return f"{outcome.records} records ({', '.join(f'{count} {split}' for split, count in outcome.counts.items())})"

@@ -3,11 +3,12 @@
 import csv
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentflow.data.places import read_manifest
 from latentflow.errors import LatentflowError
 from latentflow.files import (
     atomic_folder,
@@ -42,9 +43,19 @@ COLUMNS = {
 log = logging.getLogger(__name__)
 
 
-def run(inputs: TrainInputs, encoded: Path, autoencoder: Path, out: Path, force_rerun: str = "") -> ModelManifest:
-    """Trains from the newest checkpoint of the same fingerprint, or the beginning, and writes the model folder."""
-    manifest = EncodedManifest.read(encoded)
+def run(
+    inputs: TrainInputs,
+    encoded: Path | str,
+    autoencoder: Path,
+    out: Path,
+    force_rerun: str = "",
+    parts: Sequence[Path | str] = (),
+) -> ModelManifest:
+    """Trains from the newest checkpoint of the same fingerprint, or the beginning, and writes the model folder.
+
+    ``encoded`` is a folder or an fsspec URL; shards may also lie in ``parts``.
+    """
+    manifest = read_manifest(encoded)
     vae_manifest = AutoencoderManifest.read(autoencoder)
     if manifest.inputs["autoencoder"] != vae_manifest.digest:
         raise LatentflowError(
@@ -62,7 +73,7 @@ def run(inputs: TrainInputs, encoded: Path, autoencoder: Path, out: Path, force_
     with work_folder("train", key) as work:
         done = work / "done"
         if not done.is_dir():
-            _train(inputs, encoded, autoencoder, work, key, digests)
+            _train(inputs, (encoded, *parts), autoencoder, work, key, digests)
         else:
             log.info("the model of these parameters and data is in the work store; nothing to train")
         with atomic_folder(out) as folder:
@@ -84,7 +95,12 @@ def _check_processes() -> None:
 
 
 def _train(
-    inputs: TrainInputs, encoded: Path, autoencoder: Path, work: Path, key: str, digests: dict[str, str]
+    inputs: TrainInputs,
+    places: tuple[Path | str, ...],
+    autoencoder: Path,
+    work: Path,
+    key: str,
+    digests: dict[str, str],
 ) -> None:
     from latentflow import denoisers
     from latentflow.data.encoded import EncodedSet
@@ -92,17 +108,21 @@ def _train(
     from latentflow.registry.lineage import flat_params, lineage_from_environment, with_params
     from latentflow.training import loop
 
-    encoded_set = EncodedSet.open(encoded)
+    encoded_set = EncodedSet.open(places[0], places[1:])
     shape, width = encoded_set.manifest.latent_shape, encoded_set.manifest.text_width
     model = denoisers.build(inputs.model, shape, width, inputs.train.seed)
     diffusion = _diffusion(inputs.diffusion)
     denoiser = Denoiser(FAMILIES[inputs.model.denoiser], model, diffusion.definition)
-    lineage = lineage_from_environment() | _data_lineage(encoded) | {f"digest_{name}": d for name, d in digests.items()}
+    lineage = (
+        lineage_from_environment()
+        | _data_lineage(encoded_set.manifest)
+        | {f"digest_{name}": d for name, d in digests.items()}
+    )
     log.info("%s with %.1f M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)
     with _observed(inputs, lineage, encoded_set, autoencoder, work) as (start, run_id):
         averaged, curves = loop.train(inputs.train, diffusion, denoiser, encoded_set, work / "checkpoints", key, start)
         with atomic_folder(work / "done") as folder:
-            _write_pipeline(averaged, denoiser, encoded, autoencoder, diffusion, folder / "pipeline")
+            _write_pipeline(averaged, denoiser, encoded_set, autoencoder, diffusion, folder / "pipeline")
             _write_curves(curves, folder)
             copy_tree_or_file(work / "samples", folder / "samples")
             ModelManifest(
@@ -142,10 +162,9 @@ def _diffusion(params: DiffusionParams) -> "Diffusion":
     return diffusion
 
 
-def _data_lineage(encoded: Path) -> dict[str, str]:
+def _data_lineage(manifest: EncodedManifest) -> dict[str, str]:
     """Where the data came from, as encode passed it on."""
-    origin = EncodedManifest.read(encoded).origin
-    return {f"data_{name}": value for name, value in origin.items()}
+    return {f"data_{name}": value for name, value in manifest.origin.items()}
 
 
 @contextmanager
@@ -174,7 +193,7 @@ def _observed(
             )
             opened.append(run)
             digest = encoded_set.manifest.digest
-            run.log_dataset("encoded", digest, str(encoded_set.folder), "training")
+            run.log_dataset("encoded", digest, str(encoded_set), "training")
 
             def draw(latents: "Tensor", step: int) -> None:
                 sheet = grid(
@@ -193,7 +212,12 @@ def _observed(
 
 
 def _write_pipeline(
-    averaged: "nn.Module", denoiser: "Denoiser", encoded: Path, autoencoder: Path, diffusion: "Diffusion", folder: Path
+    averaged: "nn.Module",
+    denoiser: "Denoiser",
+    encoded_set: "EncodedSet",
+    autoencoder: Path,
+    diffusion: "Diffusion",
+    folder: Path,
 ) -> None:
     """Assembles the native diffusers pipeline; the text encoder is only passed through to the folder."""
     import torch
@@ -203,8 +227,8 @@ def _write_pipeline(
     from latentflow.encoders import text as text_room
     from latentflow.encoders import vae as vae_room
 
-    manifest = EncodedManifest.read(encoded)
-    text = text_room.load_saved(encoded, manifest.max_tokens)
+    manifest = encoded_set.manifest
+    text = text_room.load_saved(encoded_set.folder, manifest.max_tokens)
     model = averaged.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     tokens = denoiser.tokens(manifest.latent_shape)
     scheduler = scheduler_for(diffusion, "euler", tokens, denoiser.family.flow_pipeline)

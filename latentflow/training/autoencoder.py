@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor
 
 from latentflow import devices
+from latentflow.data.square import SquarePictures
 from latentflow.encoders import vae as vae_room
 from latentflow.params import AutoencoderParams
 from latentflow.progress import track
@@ -25,8 +25,8 @@ class Curve:
     kl: float
 
 
-def train(params: AutoencoderParams, pixels: Tensor) -> tuple[AutoencoderKL, list[Curve]]:
-    """Trains a VAE on ``pixels`` (n, 3, r, r) in [-1, 1] by L1 + L2 + KL; also returns its curve."""
+def train(params: AutoencoderParams, pictures: SquarePictures) -> tuple[AutoencoderKL, list[Curve]]:
+    """Trains a VAE on the pictures by L1 + L2 + KL; also returns its curve."""
     accelerator = devices.accelerator(params.precision)
     vae = vae_room.build(
         params.resolution, params.channels, params.latent_channels, params.layers_per_block, params.seed
@@ -39,8 +39,8 @@ def train(params: AutoencoderParams, pixels: Tensor) -> tuple[AutoencoderKL, lis
     curve: list[Curve] = []
     for step in track(range(params.steps), "autoencoder", unit="steps"):
         generator = devices.step_generator(params.seed, "autoencoder", step)
-        rows = torch.randint(len(pixels), (params.batch_size,), generator=generator)
-        batch = pixels[rows].to(accelerator.device).contiguous(memory_format=torch.channels_last)
+        rows = torch.randint(len(pictures), (params.batch_size,), generator=generator).tolist()
+        batch = pictures.at(rows).to(accelerator.device).contiguous(memory_format=torch.channels_last)
         with accelerator.autocast():
             posterior = accelerator.unwrap_model(vae).encode(batch).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(batch.device)

@@ -1,11 +1,14 @@
 """What a training step sees: which records, how noised, with or without caption; a function of (seed, step)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from latentflow.data.encoded import EncodedSet, EncodedSplit
+from latentflow.data.order import Order
 from latentflow.devices import step_generator
 from latentflow.diffusion import Definition, Density
 from latentflow.params import TrainParams
@@ -52,38 +55,40 @@ class Batches:
         self.definition = definition
         self.density = density(params)
         self.positions = slice(rank, None, processes)
-        self._split: EncodedSplit = encoded.split("train")
+        self.split: EncodedSplit = encoded.split("train")
+        counts = tuple(bucket.counts for bucket in self.split.buckets)
+        # Two, because each remembers where it was, and they are asked from two threads.
+        self.order, self._coming = (
+            Order(params.seed, params.batch_size, counts, params.shuffle_window) for _ in range(2)
+        )
+        self.remote = self.split.remote
+        self.horizon = self.order.horizon
         self._empty_text, self._empty_mask = encoded.empty_text, encoded.empty_mask
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def at(self, step: int) -> Batch:
         """This process's samples of the global batch of ``step``, from 0."""
-        params, size = self.params, self.params.batch_size
+        params, size, mine = self.params, self.params.batch_size, self.positions
         generator = step_generator(params.seed, "train", step)
-        rows = self._rows(step * size, size)
+        bucket, rows = self.order.at(step)
+        shape = (size, *self.split.buckets[bucket].shape)
         sigma = self.density.draw(self.definition, size, generator)
         drop = torch.rand(size, generator=generator) < params.caption_dropout
         flip = torch.rand(size, generator=generator) < 0.5
-        noise = torch.randn((size, *self._split.latents.shape[1:]), generator=generator)
-        mine = self.positions
-        rows, drop = rows[mine], drop[mine]
-        x0 = self._split.latents[rows]
-        if self._split.latents_flipped is not None:
-            x0 = torch.where(flip[mine, None, None, None], self._split.latents_flipped[rows], x0)
-        text = torch.where(drop[:, None, None], self._empty_text, self._split.text[rows])
-        mask = torch.where(drop[:, None], self._empty_mask, self._split.text_mask[rows])
-        return Batch(x0.float(), noise[mine], sigma[mine], text.float(), mask)
+        noise = torch.randn(shape, generator=generator)
+        choice = torch.rand(size, generator=generator)
+        samples = self.split.samples(bucket, rows[mine], choice[mine], flip[mine])
+        x0 = samples.latents.float()
+        if samples.logvar is not None:
+            x0 = x0 + (samples.logvar.float() / 2).exp() * torch.randn(shape, generator=generator)[mine]
+        # The rows were copied for this batch alone, so they may be written over.
+        samples.text[drop[mine]] = self._empty_text
+        samples.text_mask[drop[mine]] = self._empty_mask
+        return Batch(x0, noise[mine], sigma[mine], samples.text.float(), samples.text_mask)
 
-    def _rows(self, start: int, count: int) -> Tensor:
-        """Rows of samples start ... start + count - 1 of the endless sequence of shuffled epochs."""
-        total = len(self._split)
-        parts = []
-        while count:
-            epoch, offset = divmod(start, total)
-            if epoch != self._epoch:
-                generator = step_generator(self.params.seed, "order", epoch)
-                self._epoch, self._order = epoch, torch.randperm(total, generator=generator)
-            part = self._order[offset : offset + count]
-            parts.append(part)
-            start, count = start + len(part), count - len(part)
-        return torch.cat(parts)
+    def fetch(self, step: int) -> Callable[[], None]:
+        """What brings the shards that this process needs for ``step`` to this machine, for a thread to call.
+
+        Steps are to be asked for in their order.
+        """
+        bucket, rows = self._coming.at(step)
+        return partial(self.split.fetch, bucket, rows[self.positions])

@@ -15,10 +15,10 @@ from latentflow.data.encoded import EncodedSet
 from latentflow.denoisers import Denoiser
 from latentflow.diffusion import Diffusion, Guidance, sample, weights
 from latentflow.errors import LatentflowError
-from latentflow.evaluation.heldout import HeldoutLoss, heldout_loss, heldout_sigmas
+from latentflow.evaluation.heldout import HeldoutLoss, heldout_groups, heldout_loss, heldout_sigmas
 from latentflow.params import TrainParams
 from latentflow.progress import track
-from latentflow.training import checkpoint
+from latentflow.training import checkpoint, loader
 from latentflow.training.batches import Batches
 from latentflow.training.checkpoint import Progress
 from latentflow.training.ema import EMA
@@ -84,40 +84,43 @@ def train(
 
     window = _Window(params)
     steps = range(progress.step if progress else 0, params.steps)
-    for step in track(steps, "train", unit="steps"):
-        rate = learning_rate(params, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batch = batches.at(step).to(accelerator.device)
-        xt = definition.add_noise(batch.x0, batch.xT, batch.sigma)
-        with accelerator.autocast():
-            output = trained.predict(xt, batch.sigma, batch.text, batch.mask)
-        target = definition.target(batch.x0, batch.xT, batch.sigma)
-        error = (output.float() - target).square().flatten(1).mean(1)
-        loss = (weights(params.loss_weighting, definition, batch.sigma, params.min_snr_gamma) * error).mean()
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), params.clip_norm)
-        prepared.step()
-        prepared.zero_grad(set_to_none=True)
-        ema.update(bare, step)
+    with loader.ahead(batches, steps) as ready:
+        for step, batch in track(zip(steps, ready, strict=True), "train", len(steps), "steps"):
+            rate = learning_rate(params, step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            batch = batch.to(accelerator.device)
+            xt = definition.add_noise(batch.x0, batch.xT, batch.sigma)
+            with accelerator.autocast():
+                output = trained.predict(xt, batch.sigma, batch.text, batch.mask)
+            target = definition.target(batch.x0, batch.xT, batch.sigma)
+            error = (output.float() - target).square().flatten(1).mean(1)
+            loss = (weights(params.loss_weighting, definition, batch.sigma, params.min_snr_gamma) * error).mean()
+            accelerator.backward(loss)
+            norm = accelerator.clip_grad_norm_(model.parameters(), params.clip_norm)
+            prepared.step()
+            prepared.zero_grad(set_to_none=True)
+            ema.update(bare, step)
 
-        done, last = step + 1, step + 1 == params.steps
-        window.add(loss, norm)
-        if done % params.log_every == 0 or last:
-            figures = window.close(done, rate)
-            curves["train"].append([done, figures["train/loss"], figures["train/gradient_norm"], rate])
-            observer.metrics(figures, done)
-        if done % params.validate_every == 0 or last:
-            held_out = validate(averaged, encoded, params)
-            curves["validation"].append([done, held_out.mean, held_out.half_width])
-            curves["validation_by_sigma"] = [[level.sigma, level.mean, level.half_width] for level in held_out.by_sigma]
-            observer.metrics({"validation/loss": held_out.mean}, done)
-        if done % params.sample_every == 0 or last:
-            observer.samples(draw_prompts(averaged, encoded, params, diffusion), done)
-        if (done % params.checkpoint_every == 0 or last) and accelerator.is_main_process:
-            _require_finite(loss.item(), done, params)
-            state = Progress(done, fingerprint, observer.run_id(), curves)
-            checkpoint.save(checkpoints, bare, ema, optimizer, state)
+            done, last = step + 1, step + 1 == params.steps
+            window.add(loss, norm)
+            if done % params.log_every == 0 or last:
+                figures = window.close(done, rate)
+                curves["train"].append([done, figures["train/loss"], figures["train/gradient_norm"], rate])
+                observer.metrics(figures, done)
+            if done % params.validate_every == 0 or last:
+                held_out = validate(averaged, encoded, params)
+                curves["validation"].append([done, held_out.mean, held_out.half_width])
+                curves["validation_by_sigma"] = [
+                    [level.sigma, level.mean, level.half_width] for level in held_out.by_sigma
+                ]
+                observer.metrics({"validation/loss": held_out.mean}, done)
+            if done % params.sample_every == 0 or last:
+                observer.samples(draw_prompts(averaged, encoded, params, diffusion), done)
+            if (done % params.checkpoint_every == 0 or last) and accelerator.is_main_process:
+                _require_finite(loss.item(), done, params)
+                state = Progress(done, fingerprint, observer.run_id(), curves)
+                checkpoint.save(checkpoints, bare, ema, optimizer, state)
     return ema.model.cpu(), curves
 
 
@@ -127,9 +130,7 @@ def validate(denoiser: Denoiser, encoded: EncodedSet, params: TrainParams) -> He
     device = next(denoiser.model.parameters()).device
     return heldout_loss(
         denoiser.predict,
-        split.latents.float().to(device),
-        split.text.float().to(device),
-        split.text_mask.to(device),
+        heldout_groups(split, device),
         denoiser.definition,
         heldout_sigmas(denoiser.definition),
         params.seed,

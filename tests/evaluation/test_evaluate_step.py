@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoded_sets import Recipe, write_set
 from PIL import Image
 from tiny import RESOLUTION, build_pipeline
 
-from latentflow.data.encoded import PROMPTS, describe_shard, write_shard
-from latentflow.data.records import RecordSet, RecordWriter
-from latentflow.data.validation import Checked
+from latentflow.data.media_refs import BytesMedia
+from latentflow.data.record_writer import record_writer
+from latentflow.data.records import RecordSet
+from latentflow.data.sources import Candidate
+from latentflow.data.validation import Limits, check
 from latentflow.errors import LatentflowError
 from latentflow.evaluation import drawing
 from latentflow.evaluation.drawing import Artist, Request, Settings
-from latentflow.files import sha256_file
-from latentflow.manifest import EncodedManifest, EvaluationManifest, ModelManifest, RecordsManifest
+from latentflow.manifest import DuplicateCounts, EvaluationManifest, ModelManifest, RecordsManifest
 from latentflow.params import EvaluateInputs, EvaluateParams
 from latentflow.steps import evaluate
 
@@ -45,13 +47,13 @@ def inputs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _write_records(folder: Path) -> None:
     folder.mkdir()
-    writer = RecordWriter(folder)
-    for number in range(30):
-        data = io.BytesIO()
-        Image.new("RGB", (20, 20), (number * 8, 255 - number * 8, 128)).save(data, "PNG")
-        caption = f"{WORDS[number % 10]} {WORDS[number // 10]}"
-        writer.add(Checked(f"{number:02d}", caption, data.getvalue(), 20, 20), "test" if number % 5 == 0 else "train")
-    _, counts = writer.finish()
+    with record_writer(folder) as writer:
+        for number in range(30):
+            data = io.BytesIO()
+            Image.new("RGB", (20, 20), (number * 8, 255 - number * 8, 128)).save(data, "PNG")
+            caption = f"{WORDS[number % 10]} {WORDS[number // 10]}"
+            candidate = Candidate(f"{number:02d}", caption, BytesMedia(data.getvalue()))
+            writer.add(check(candidate, Limits(1, 100)), "test" if number % 5 == 0 else "train")
     RecordsManifest(
         digest="records-digest",
         fingerprint="f",
@@ -60,40 +62,22 @@ def _write_records(folder: Path) -> None:
         revision="1",
         license="CC0",
         credit="nobody",
-        counts=counts,
+        counts=writer.counts,
         quarantined=0,
+        duplicates=DuplicateCounts(exact=0, near=0, dropped=0),
     ).write(folder)
 
 
 def _write_encoded(folder: Path, records_digest: str) -> None:
-    generator = torch.Generator().manual_seed(0)
     half = RESOLUTION // 2
-    (folder / "shards").mkdir(parents=True)
-    path = folder / "shards" / "test-00000.safetensors"
-    mask = torch.ones(6, 8, dtype=torch.bool)
-    latents = torch.randn(6, 4, half, half, generator=generator)
-    write_shard(path, {"latents": latents, "text": torch.randn(6, 8, 16, generator=generator), "text_mask": mask})
-    text = torch.zeros(2, 8, 16)
-    prompts = {"empty_text": text[:1], "empty_mask": mask[:1], "text": text[1:], "text_mask": mask[1:2]}
-    write_shard(folder / PROMPTS, prompts)
-    EncodedManifest.model_construct(
-        step="encode",
+    recipe = Recipe(
+        {"test": [((4, half, half), 6)]},
         digest="encoded-digest",
-        fingerprint="f",
         inputs={"records": records_digest},
-        shards=[describe_shard(folder, path, "test")],
-        counts={"train": 24, "validation": 0, "test": 6},
-        latent_shape=[4, half, half],
-        latent_mean=[0.0] * 4,
-        latent_std=[1.0] * 4,
-        text_width=16,
-        max_tokens=8,
         resolution=RESOLUTION,
-        sample_prompts=["red heart"],
-        prompts_sha256=sha256_file(folder / PROMPTS),
-        cased=False,
-        origin={},
-    ).write(folder)
+        tokens=8,
+    )
+    write_set(folder, recipe)
 
 
 @pytest.fixture(autouse=True)

@@ -6,13 +6,13 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from PIL import Image
+from tiny import make_record
 
-from latentflow.data.records import Record
 from latentflow.evaluation import gallery, report
-from latentflow.evaluation.gallery import Entry, Section
 from latentflow.evaluation.heldout import TIMES, HeldoutLoss, SigmaLoss
 from latentflow.evaluation.judge import Asked, Findings, Protocol
 from latentflow.evaluation.retrieval import Retrieval
+from latentflow.html import Entry, Section
 
 HOSTILE = '<script>alert("x")</script> & "quotes"'
 
@@ -29,7 +29,7 @@ def sections(side: int = 32) -> list[Section]:
 
 def findings() -> Findings:
     def asked(split: str) -> Asked:
-        records = [Record(str(n), "", 8, 8, HOSTILE, split, "", 0, 0) for n in range(6)]
+        records = [make_record(str(n), HOSTILE, split) for n in range(6)]
         rank = torch.arange(1, 13).reshape(6, 2)
         return Asked(split, records, torch.zeros(6, 2, 3, 8, 8, dtype=torch.uint8), Retrieval(rank, rank), 0.01)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latentflow.diffusion import FLOW
 from latentflow.errors import LatentflowError
-from latentflow.evaluation.heldout import TIMES, HeldoutLoss, heldout_loss
+from latentflow.evaluation.heldout import TIMES, Group, HeldoutLoss, heldout_loss
 
 
 def data(count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -18,6 +18,10 @@ def data(count: int) -> tuple[Tensor, Tensor, Tensor]:
     return x0, text, torch.ones(count, 3, dtype=torch.bool)
 
 
+def group(x0: Tensor, text: Tensor, mask: Tensor) -> Group:
+    return Group(len(x0), tuple(x0.shape[1:]), lambda rows: (x0[rows], text[rows], mask[rows]))
+
+
 def toy(xt: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
     """Depends on all its inputs, sample by sample."""
     shift = (text * mask[..., None]).mean((1, 2)) + sigma
@@ -25,7 +29,7 @@ def toy(xt: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
 
 
 def measure(count: int = 13, batch_size: int = 4, seed: int = 0) -> HeldoutLoss:
-    return heldout_loss(toy, *data(count), FLOW, TIMES, seed, batch_size)
+    return heldout_loss(toy, [group(*data(count))], FLOW, TIMES, seed, batch_size)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64, 1000])
@@ -51,7 +55,7 @@ def test_the_noise_of_a_sample_does_not_depend_on_the_others():
         return xt
 
     for count in (13, 5):
-        heldout_loss(spy, *data(count), FLOW, [0.5], 0, 100)
+        heldout_loss(spy, [group(*data(count))], FLOW, [0.5], 0, 100)
     assert torch.equal(seen[0][:5], seen[1])
 
 
@@ -61,9 +65,9 @@ def test_a_perfect_model_has_no_loss_and_zero_has_the_targets_energy():
     def oracle(xt: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         return (xt - x0[: len(xt)]) / sigma.reshape(-1, 1, 1, 1)
 
-    perfect = heldout_loss(oracle, x0, text, mask, FLOW, [0.5], 0, 400)
+    perfect = heldout_loss(oracle, [group(x0, text, mask)], FLOW, [0.5], 0, 400)
     assert perfect.mean < 1e-10
-    zero = heldout_loss(lambda xt, *_: torch.zeros_like(xt), x0, text, mask, FLOW, TIMES, 0, 400)
+    zero = heldout_loss(lambda xt, *_: torch.zeros_like(xt), [group(x0, text, mask)], FLOW, TIMES, 0, 400)
     # E |x_T - x_0|² = 2 per dimension, at every σ.
     assert abs(zero.mean - 2) < 2 * zero.half_width
     assert all(abs(level.mean - 2) < 4 * level.half_width for level in zero.by_sigma)

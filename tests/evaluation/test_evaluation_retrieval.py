@@ -4,13 +4,14 @@ import random
 
 import pytest
 import torch
+from tiny import make_record
 
 from latentflow.data.records import Record
 from latentflow.evaluation import retrieval
 
 
 def record(number: int, caption: str = "", split: str = "train") -> Record:
-    return Record(f"id{number:03d}", "", 8, 8, caption or f"caption {number}", split, "", 0, 0)
+    return make_record(f"id{number:03d}", caption or f"caption {number}", split)
 
 
 def grey(*levels: int) -> torch.Tensor:

@@ -134,6 +134,61 @@ def test_metrics_and_plots_are_declared(project: Project) -> None:
     shutil.rmtree(project.folder / "plots")
 
 
+def clone(project: Project, name: str) -> Project:
+    """Another machine's clone of the project's commit, without data and with a work store of its own."""
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["add", "--all"], ["commit", "--quiet", "--allow-empty", "--message", "locked"]):
+        subprocess.run(["git", *identity, *command], cwd=project.folder, check=True)
+    other = Project(project.folder.parent / name, project.folder.parent / f"{name}-store")
+    subprocess.run(["git", "clone", "--quiet", project.folder, other.folder], check=True)
+    return other
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.parent.name: json.loads(path.read_text())["digest"] for path in sorted(folder.glob("*/manifest.json"))}
+
+
+def test_another_clone_pulls_what_was_pushed(project: Project) -> None:
+    remote = project.folder.parent / "remote"
+    project.dvc("remote", "add", "--default", "team", str(remote))
+    project.dvc("push")
+    # Records, VAE, encoded set, model and evaluation are few files, however many pictures they hold.
+    assert len([path for path in remote.rglob("*") if path.is_file()]) < 120
+    pulled, repeated = clone(project, "pulled"), clone(project, "repeated")
+    pulled.dvc("pull")
+    assert stages_run(repeated.dvc("repro", "--pull")) == ["register"]
+    expected = digests(project.folder / "data")
+    for other in (pulled, repeated):
+        found = digests(other.folder / "data")
+        assert {"records", "encoded", "model", "evaluation"} <= set(found)
+        assert found == {name: expected[name] for name in found}
+        shutil.rmtree(other.folder)
+
+
+def test_a_remote_in_s3(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("dvc_s3", reason="dvc-s3 is not installed")
+    server_room = pytest.importorskip("moto.server", reason="moto is not installed")
+    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
+    server = server_room.ThreadedMotoServer(port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        address = f"http://{host}:{port}"
+        boto3.client("s3", endpoint_url=address, region_name="us-east-1").create_bucket(Bucket="team")
+        project.dvc("remote", "add", "--force", "bucket", "s3://team/latentflow")
+        project.dvc("remote", "modify", "bucket", "endpointurl", address)
+        project.dvc("push", "--remote", "bucket")
+        other = clone(project, "from-s3")
+        other.dvc("pull", "--remote", "bucket")
+        assert digests(other.folder / "data").items() <= digests(project.folder / "data").items()
+        assert (other.folder / "data/encoded/manifest.json").is_file()
+        shutil.rmtree(other.folder)
+    finally:
+        server.stop()
+
+
 def test_three_ways_give_the_same_picture(project: Project) -> None:
     from PIL import Image
 

@@ -5,15 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from encoded_sets import Recipe, write_set
 
 from latentflow import denoisers
-from latentflow.data.encoded import PROMPTS, EncodedSet, describe_shard, write_shard
+from latentflow.data.encoded import EncodedSet
 from latentflow.denoisers import FAMILIES, Denoiser
 from latentflow.diffusion import FLOW, Diffusion
 from latentflow.errors import LatentflowError
-from latentflow.files import sha256_file
-from latentflow.manifest import EncodedManifest
 from latentflow.params import ModelParams, TrainParams, load
 from latentflow.training import checkpoint, loop
 from latentflow.training.batches import Batches
@@ -52,40 +50,10 @@ def params(**changes: object) -> TrainParams:
 
 @pytest.fixture
 def encoded(tmp_path: Path) -> EncodedSet:
-    folder = tmp_path / "encoded"
-    generator = torch.Generator().manual_seed(0)
-    shards = []
-    for split, count in (("train", 20), ("validation", 4), ("test", 4)):
-        tensors = {
-            "latents": torch.randn((count, 4, 4, 4), generator=generator),
-            "latents_flipped": torch.randn((count, 4, 4, 4), generator=generator),
-            "text": torch.randn((count, 3, 16), generator=generator),
-            "text_mask": torch.ones((count, 3), dtype=torch.bool),
-        }
-        path = folder / "shards" / f"{split}-00000.safetensors"
-        write_shard(path, tensors)
-        shards.append(describe_shard(folder, path, split))
-    extra = {"empty_text": torch.zeros(1, 3, 16), "empty_mask": torch.ones(1, 3, dtype=torch.bool)}
-    extra |= {"text": torch.randn((2, 3, 16), generator=generator), "text_mask": torch.ones(2, 3, dtype=torch.bool)}
-    save_file(extra, folder / PROMPTS)
-    EncodedManifest(
-        digest="d",
-        fingerprint="f",
-        inputs={},
-        shards=shards,
-        counts={"train": 20, "validation": 4, "test": 4},
-        latent_shape=[4, 4, 4],
-        latent_mean=[0.0] * 4,
-        latent_std=[1.0] * 4,
-        text_width=16,
-        max_tokens=3,
-        resolution=16,
-        sample_prompts=["a", "b"],
-        prompts_sha256=sha256_file(folder / PROMPTS),
-        cased=False,
-        origin={},
-    ).write(folder)
-    return EncodedSet.open(folder)
+    shape = (4, 4, 4)
+    recipe = Recipe({"train": [(shape, 20)], "validation": [(shape, 4)], "test": [(shape, 4)]})
+    write_set(tmp_path / "encoded", recipe)
+    return EncodedSet.open(tmp_path / "encoded")
 
 
 def train(encoded: EncodedSet, checkpoints: Path, **changes: object):
@@ -108,14 +76,6 @@ def test_any_number_of_processes_sees_the_same_samples(encoded: EncodedSet) -> N
     for name, tensor in vars(whole).items():
         together = torch.stack([vars(part)[name] for part in parts], dim=1).flatten(0, 1)
         assert torch.equal(together, tensor), name
-
-
-def test_an_epoch_visits_every_record_once(encoded: EncodedSet) -> None:
-    batches = Batches(params(batch_size=5), FLOW, encoded)
-    rows = torch.cat([batches._rows(start, 5) for start in range(0, 40, 5)])
-    assert sorted(rows[:20].tolist()) == sorted(rows[20:].tolist()) == list(range(20))
-    assert rows[:20].tolist() != rows[20:].tolist()
-    assert Batches(params(), FLOW, encoded)._rows(17, 6).tolist() == rows[17:23].tolist()
 
 
 def test_dropped_captions_are_the_empty_one(encoded: EncodedSet) -> None:
@@ -175,16 +135,3 @@ def test_learning_rate_shapes() -> None:
         assert rates[peak:] == sorted(rates[peak:], reverse=True)
         assert rates[-1] < 1e-5
     assert learning_rate(params(steps=100, schedule="constant"), 99) == 0.002
-
-
-def test_a_shard_with_nan_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LatentflowError, match="NaN or infinity in `latents` for row 1"):
-        write_shard(tmp_path / "a.safetensors", {"latents": torch.tensor([[0.0], [float("nan")]])})
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_corrupt_shard_is_named(encoded: EncodedSet) -> None:
-    path = encoded.folder / "shards" / "train-00000.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(LatentflowError, match=r"train-00000\.safetensors is missing or not the file that was encoded"):
-        EncodedSet.open(encoded.folder)

@@ -1,0 +1,149 @@
+"""Where the files of a set lie: folders of this machine, or an fsspec URL that is read through the cache."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from latentflow.data.cache import Cache
+from latentflow.errors import LatentflowError
+from latentflow.files import sha256_file
+from latentflow.manifest import FILE, EncodedManifest
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+
+class Place(Protocol):
+    """One folder with files of a set, here or elsewhere."""
+
+    def find(self, name: str, sha256: str) -> Path | None:
+        """A local path of the file, whose bytes were compared with ``sha256``; None where the place has no such file.
+
+        Raises LatentflowError when the place has other bytes under that name.
+        """
+
+    def use(self, path: Path) -> None:
+        """Says that a file which ``find`` gave is still being read."""
+
+
+def open_place(place: Path | str) -> "LocalPlace | RemotePlace":
+    """A folder, ``file://...``, or what fsspec opens, such as ``s3://bucket/folder``."""
+    text = str(place)
+    if "://" not in text or text.startswith("file://"):
+        return LocalPlace(Path(text.removeprefix("file://")))
+    return RemotePlace(text, Cache.from_environment())
+
+
+class LocalPlace:
+    """A folder of this machine; a file is compared with its digest once, when it is first found."""
+
+    remote = False
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._checked: set[str] = set()
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def find(self, name: str, sha256: str) -> Path | None:
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        if name not in self._checked:
+            if (found := sha256_file(path)) != sha256:
+                raise LatentflowError(
+                    f"{path} is not the file that was encoded (sha256 {found}, expected {sha256}); run `latentflow "
+                    "encode` again."
+                )
+            self._checked.add(name)
+        return path
+
+    def use(self, path: Path) -> None:
+        """Nothing is dropped from a folder."""
+
+
+class RemotePlace:
+    """A folder behind an fsspec URL; its files come through the cache, where their digest is checked on arrival."""
+
+    remote = True
+
+    def __init__(self, url: str, cache: Cache) -> None:
+        self.url = url.rstrip("/")
+        self.cache = cache
+        self._opened: tuple[AbstractFileSystem, str] | None = None
+        self._opening = threading.Lock()
+
+    def __str__(self) -> str:
+        return self.url
+
+    def find(self, name: str, sha256: str) -> Path | None:
+        try:
+            return self.cache.get(sha256, f"{self.url}/{name}", lambda path: self.fetch(name, path))
+        except FileNotFoundError:
+            return None
+
+    def use(self, path: Path) -> None:
+        self.cache.use(path)
+
+    def read(self, name: str) -> bytes:
+        """A small file's bytes. Raises FileNotFoundError."""
+        files, root = self._files()
+        data: bytes = self._asked(name, lambda: files.cat_file(f"{root}/{name}"))
+        return data
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copies a file to ``path``. Raises FileNotFoundError."""
+        files, root = self._files()
+        self._asked(name, lambda: files.get_file(f"{root}/{name}", str(path)))
+
+    def fetch_folder(self, name: str, path: Path) -> None:
+        """Copies a folder with everything below it to ``path``. Raises FileNotFoundError."""
+        files, root = self._files()
+        self._asked(name, lambda: files.get(f"{root}/{name}", str(path), recursive=True))
+
+    def _asked(self, name: str, ask: Any) -> Any:
+        """The answer of the file system; what goes wrong on the way is told with the URL."""
+        try:
+            return ask()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # every file system has errors of its own
+            raise LatentflowError(f"{self.url}/{name} cannot be read: {error or type(error).__name__}.") from error
+
+    def _files(self) -> "tuple[AbstractFileSystem, str]":
+        with self._opening:
+            if self._opened is None:
+                try:
+                    from fsspec.core import url_to_fs
+
+                    files, root = url_to_fs(self.url)
+                except (ImportError, ValueError) as error:
+                    raise LatentflowError(f"{self.url} cannot be opened: {error}.") from error
+                self._opened = files, root.rstrip("/")
+            return self._opened
+
+
+def read_manifest(place: Path | str) -> EncodedManifest:
+    """The manifest of the encoded set in a folder or behind a URL. Raises LatentflowError where there is none."""
+    opened = open_place(place)
+    if isinstance(opened, LocalPlace):
+        return EncodedManifest.read(opened.folder)
+    try:
+        return EncodedManifest.parse(opened.read(FILE), f"{opened}/{FILE}")
+    except FileNotFoundError:
+        raise LatentflowError(
+            f"{opened} holds no {FILE}: upload the whole folder that `latentflow encode` wrote."
+        ) from None
+
+
+def find(
+    places: Sequence["LocalPlace | RemotePlace"], name: str, sha256: str
+) -> tuple[Path, "LocalPlace | RemotePlace"]:
+    """The first place's copy of a file. Raises LatentflowError when none has it."""
+    for place in places:
+        if path := place.find(name, sha256):
+            return path, place
+    shown = ", ".join(map(str, places))
+    raise LatentflowError(f"{name} (sha256 {sha256}) is missing in {shown}; run `latentflow encode` again.")

@@ -1,0 +1,133 @@
+"""Which rows go into which shard of the encoded set: a pure function of the records and the parameters."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from latentflow.data import buckets
+from latentflow.data.shards import latents_name, text_name
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What decides shapes: the square's side, the VAE, buckets (step 0: none), frames of clips, rows of a shard."""
+
+    resolution: int
+    factor: int
+    channels: int
+    bucket_step: int
+    bucket_min_ratio: float
+    bucket_max_ratio: float
+    clip_frames: int
+    shard_size: int
+
+    def shape(self, height: int, width: int, frames: int) -> list[int]:
+        """Of the latents of a picture (frames 0) or clip of this size in pixels."""
+        time = [frames] if frames else []
+        return [self.channels, *time, height // self.factor, width // self.factor]
+
+
+@dataclass(frozen=True)
+class LatentsJob:
+    """One shard of latents: ``rows`` are record numbers, all of one split and one size; ``frames`` 0 is a picture."""
+
+    file: str
+    split: str
+    height: int
+    width: int
+    frames: int
+    rows: np.ndarray
+
+    @property
+    def size(self) -> str:
+        """The preprocessing that is this job's own, as a word."""
+        clip = f"{self.frames}x" if self.frames else ""
+        return f"{clip}{self.height}x{self.width}"
+
+
+@dataclass(frozen=True)
+class TextJob:
+    """One shard of text: ``captions`` are distinct over the whole set."""
+
+    file: str
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class EncodePlan:
+    """All shards in the order of the manifest, and per record the numbers of its captions in the text table.
+
+    ``square`` is the shape of the latents of a square picture (of a square clip where there are clips only).
+    Record i has ``caption_numbers[caption_starts[i]:caption_starts[i + 1]]``.
+    """
+
+    latents: list[LatentsJob]
+    text: list[TextJob]
+    square: list[int]
+    caption_starts: np.ndarray
+    caption_numbers: np.ndarray
+
+    @property
+    def jobs(self) -> "list[LatentsJob | TextJob]":
+        return [*self.latents, *self.text]
+
+    def part(self, number: int, of: int) -> "list[LatentsJob | TextJob]":
+        """The jobs of part ``number`` of ``of``, from 1: every shard is in one part."""
+        return self.jobs[number - 1 :: of]
+
+
+def make(records: "pa.Table", layout: Layout) -> EncodePlan:
+    """The plan of a records table (columns split, width, height, kind, captions)."""
+    captions, starts, numbers = _captions(records)
+    text = [
+        TextJob(text_name(number), captions[start : start + layout.shard_size])
+        for number, start in enumerate(range(0, len(captions), layout.shard_size))
+    ]
+    latents = list(_latents(records, layout))
+    frames = min((job.frames for job in latents), default=0)
+    return EncodePlan(latents, text, layout.shape(layout.resolution, layout.resolution, frames), starts, numbers)
+
+
+def _captions(records: "pa.Table") -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The distinct captions in the order of their first record, and which a record has."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = records["captions"].combine_chunks()
+    encoded = pc.dictionary_encode(pc.list_flatten(column))
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    starts = np.concatenate([[0], np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False))])
+    return encoded.dictionary.to_pylist(), starts.astype(np.int64), encoded.indices.to_numpy().astype(np.int32)
+
+
+def _latents(records: "pa.Table", layout: Layout) -> Iterator[LatentsJob]:
+    """Shards by split, then pictures before clips, then size from tall to wide."""
+    import pyarrow.compute as pc
+
+    sizes = buckets.sizes(layout.resolution, layout.bucket_step, layout.bucket_min_ratio, layout.bucket_max_ratio)
+    heights, widths = (records[name].to_numpy().astype(np.float64) for name in ("height", "width"))
+    bucket = buckets.nearest(heights, widths, sizes)
+    clip = pc.equal(records["kind"], "video").to_numpy()
+    for split in SPLITS:
+        member = pc.equal(records["split"], split).to_numpy()
+        for frames in (0, layout.clip_frames):
+            for number, (height, width) in enumerate(sizes):
+                rows = np.flatnonzero(member & (clip == bool(frames)) & (bucket == number))
+                yield from _runs(split, height, width, frames, rows, layout)
+            if not layout.clip_frames:
+                break
+
+
+def _runs(split: str, height: int, width: int, frames: int, rows: np.ndarray, layout: Layout) -> Iterator[LatentsJob]:
+    shape = layout.shape(height, width, frames)
+    for number, start in enumerate(range(0, len(rows), layout.shard_size)):
+        file = latents_name(split, shape, number)
+        yield LatentsJob(file, split, height, width, frames, rows[start : start + layout.shard_size])

@@ -1,0 +1,217 @@
+"""A set behind a URL: read through the cache, which is small, shared, checked and forgets what is not used."""
+
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from encoded_sets import Recipe, write_set
+
+from latentflow.data.cache import Cache
+from latentflow.data.encoded import EncodedSet
+from latentflow.data.places import RemotePlace
+from latentflow.errors import LatentflowError
+from latentflow.files import sha256_file
+from latentflow.manifest import EncodedManifest
+
+SHAPE, SHARDS, ROWS = (4, 8, 8), 8, 16
+EVERY = torch.arange(SHARDS * ROWS)
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    folder = tmp_path / "origin"
+    write_set(folder, Recipe({"train": [(SHAPE, ROWS)] * SHARDS}, text_rows=16))
+    for name in ("text_encoder", "tokenizer"):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LATENTFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LATENTFLOW_CACHE_GB", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def url(origin: Path, cache: Path) -> Iterator[str]:
+    """The folder in fsspec's memory, which is as far away as any object store to a reader that only knows URLs."""
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(origin), "/encoded", recursive=True)
+    yield "memory://encoded"
+    memory.rm("/encoded", recursive=True)
+
+
+def cached(cache: Path) -> list[Path]:
+    return [path for path in (cache / "files").glob("*/*") if path.is_file()]
+
+
+def test_it_reads_the_same_as_from_the_folder(origin: Path, url: str, cache: Path) -> None:
+    here, there = (EncodedSet.open(place).split("train") for place in (origin, url))
+    wanted, found = (split.samples(0, EVERY) for split in (here, there))
+    assert torch.equal(found.latents, wanted.latents)
+    assert torch.equal(found.text, wanted.text)
+    assert (there.remote, here.remote) == (True, False)
+
+
+def test_only_the_shards_that_are_read_come(origin: Path, url: str, cache: Path) -> None:
+    encoded = EncodedSet.open(url)
+    split = encoded.split("train")
+    assert len(cached(cache)) == 2  # prompts and index
+    split.samples(0, torch.arange(3))
+    assert len(cached(cache)) == 4
+    split.fetch(0, torch.arange(20))
+    assert len(cached(cache)) == 6
+    assert all(sha256_file(path) == path.name for path in cached(cache))
+
+
+def test_what_is_carried_along_comes_with_the_folder(url: str, cache: Path) -> None:
+    encoded = EncodedSet.open(url)
+    assert not (cache / "sets").exists()
+    folder = encoded.folder
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    carried = {"text_encoder/config.json", "tokenizer/config.json"}
+    assert names == carried | {"manifest.json", "index.parquet", "prompts.safetensors"}
+    assert EncodedManifest.read(folder) == encoded.manifest
+
+
+def test_a_second_process_reads_from_the_cache_alone(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = EncodedSet.open(url).split("train").samples(0, EVERY)
+    monkeypatch.setattr(RemotePlace, "fetch", lambda *_: pytest.fail("fetched again"))
+    found = EncodedSet.open(url).split("train").samples(0, EVERY)
+    assert torch.equal(found.latents, wanted.latents)
+
+
+def test_the_cache_stays_below_its_limit_and_what_was_dropped_comes_again(
+    origin: Path, url: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = EncodedManifest.read(origin).shards
+    size = max((origin / shard.file).stat().st_size for shard in shards)
+    monkeypatch.setenv("LATENTFLOW_CACHE_GB", str(6 * size / 1e9))
+    split, here = (EncodedSet.open(place).split("train") for place in (url, origin))
+    for _ in range(2):
+        for rows in EVERY.split(ROWS):
+            assert torch.equal(split.samples(0, rows).latents, here.samples(0, rows).latents)
+            assert sum(path.stat().st_size for path in cached(cache)) <= 6 * size
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if str(cache) in line}
+    assert not [name for name in mapped if name == "(deleted)"]
+
+
+def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, limit=25)
+    files = {}
+    for number in range(4):
+        source = tmp_path / f"source{number}"
+        source.write_bytes(bytes([number]) * 10)
+        files[number] = (sha256_file(source), source)
+
+    def get(number: int) -> Path:
+        return cache.get(files[number][0], "a file", lambda target: shutil.copy(files[number][1], target))
+
+    first, second = get(0), get(1)
+    os.utime(first, ns=(1, 1))
+    os.utime(second, ns=(2, 2))
+    get(0)
+    third = get(2)
+    assert (first.exists(), second.exists(), third.exists()) == (True, False, True)
+    assert get(1).read_bytes() == b"\x01" * 10
+
+
+def test_one_file_larger_than_the_limit_is_kept_while_it_is_the_newest(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"a" * 100)
+    path = Cache(tmp_path / "cache", 10).get(sha256_file(source), "a file", lambda target: shutil.copy(source, target))
+    assert path.stat().st_size == 100
+
+
+def test_other_bytes_than_the_manifests_are_refused_and_not_kept(origin: Path, url: str, cache: Path) -> None:
+    import fsspec
+
+    shard = EncodedManifest.read(origin).shards[2]
+    fsspec.filesystem("memory").pipe_file(f"/encoded/{shard.file}", b"something else")
+    split = EncodedSet.open(url).split("train")
+    with pytest.raises(LatentflowError, match=f"{shard.file} has sha256 .*, the manifest says {shard.sha256}"):
+        split.samples(0, torch.tensor([2 * ROWS]))
+    assert not [path for path in cached(cache) if path.name.startswith((shard.sha256, "."))]
+
+
+def test_a_missing_shard_is_named_with_its_digest(origin: Path, url: str) -> None:
+    import fsspec
+
+    shard = EncodedManifest.read(origin).shards[0]
+    fsspec.filesystem("memory").rm_file(f"/encoded/{shard.file}")
+    with pytest.raises(
+        LatentflowError, match=rf"{shard.file} \(sha256 {shard.sha256}\) is missing in memory://encoded"
+    ):
+        EncodedSet.open(url).split("train").samples(0, EVERY)
+
+
+def test_places_that_cannot_be_opened(cache: Path) -> None:
+    with pytest.raises(LatentflowError, match=r"memory://nothing holds no manifest\.json"):
+        EncodedSet.open("memory://nothing")
+    with pytest.raises(LatentflowError, match="nosuch://bucket/encoded cannot be opened: Protocol not known"):
+        EncodedSet.open("nosuch://bucket/encoded")
+
+
+def test_a_limit_that_is_no_number(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENTFLOW_CACHE_GB", "plenty")
+    with pytest.raises(LatentflowError, match="LATENTFLOW_CACHE_GB: expected a number of gigabytes, found 'plenty'"):
+        EncodedSet.open("memory://encoded")
+
+
+def _fetch(folder: Path, source: Path, log: Path) -> None:
+    def copy(target: Path) -> None:
+        with log.open("a") as file:
+            file.write("fetched\n")
+        shutil.copy(source, target)
+
+    assert Cache(folder, 10**9).get(sha256_file(source), "a file", copy).read_bytes() == source.read_bytes()
+
+
+def test_processes_at_once_fetch_a_file_once(tmp_path: Path) -> None:
+    source, log = tmp_path / "source", tmp_path / "log"
+    source.write_bytes(os.urandom(1_000_000))
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_fetch, args=(tmp_path / "cache", source, log)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 6
+    assert log.read_text() == "fetched\n"
+
+
+def test_what_a_killed_fetch_left_is_swept(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"whole")
+    digest = sha256_file(source)
+    left = tmp_path / "cache" / "files" / digest[:2] / f".{digest}.left"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"who")
+    Cache(tmp_path / "cache", 100).get(digest, "a file", lambda target: shutil.copy(source, target))
+    assert [path.name for path in left.parent.iterdir()] == [digest]
+
+
+def test_over_http(origin: Path, cache: Path) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads http:// with aiohttp")
+    handler = partial(QuietHandler, directory=str(origin))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = EncodedSet.open(f"http://127.0.0.1:{server.server_port}").split("train").samples(0, EVERY)
+        server.shutdown()
+    assert torch.equal(there.latents, EncodedSet.open(origin).split("train").samples(0, EVERY).latents)
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""

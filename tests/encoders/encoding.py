@@ -1,0 +1,98 @@
+"""A small world to encode: pictures of several shapes with captions, a tiny VAE and a tiny text encoder."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tiny import WORDS, build_tokenizer
+
+from latentflow.files import digest_folder
+from latentflow.manifest import AutoencoderManifest
+from latentflow.params import EncodeInputs, IngestInputs, load
+from latentflow.steps import ingest
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+RESOLUTION = 16
+SHAPES = ((20, 20), (20, 40), (40, 20), (18, 25))
+
+
+def inputs(text_encoder: Path, *overrides: str) -> EncodeInputs:
+    small = (
+        f"encode.text_encoder={text_encoder}",
+        "encode.max_tokens=8",
+        "encode.batch_size=4",
+        "encode.shard_size=5",
+        "encode.workers=0",
+        "encode.sample_prompts=[red heart]",
+        f"autoencoder.resolution={RESOLUTION}",
+    )
+    return EncodeInputs(encode=load(PARAMS, [*small, *overrides]).encode)
+
+
+def write_pictures(folder: Path, count: int, captions: Sequence[str] = WORDS) -> Path:
+    """``count`` pictures of noise; the first ones are the same for any count."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(count):
+        shape = SHAPES[number % len(SHAPES)]
+        pixels = np.random.default_rng(number).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+        rows.append({"file_name": f"{number:03d}.png", "text": captions[number % len(captions)]})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def make_records(pictures: Path, out: Path) -> Path:
+    shares = ("ingest.validation_fraction=0.25", "ingest.test_fraction=0.25")
+    params = load(PARAMS, [f"ingest.source={pictures}", *shares]).ingest
+    ingest.run(IngestInputs(ingest=params), out)
+    return out
+
+
+def build_autoencoder(folder: Path, seed: int = 0) -> Path:
+    """What the autoencoder step leaves: a VAE of factor 2 with untrained weights."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=RESOLUTION,
+            scaling_factor=1.0,
+        )
+    vae.save_pretrained(folder / "vae")
+    weights = digest_folder(folder / "vae")
+    AutoencoderManifest(
+        digest=weights, fingerprint="", inputs={}, weights=weights, resolution=RESOLUTION, trained=False
+    ).write(folder)
+    return folder
+
+
+def build_text_encoder(folder: Path) -> Path:
+    """A transformers folder with a BERT of one layer and its tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    tokenizer = build_tokenizer(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertModel(
+            BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=32,
+                max_position_embeddings=16,
+            )
+        )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
