@@ -1,1 +1,1 @@
-"""The six steps and their prerequisites as Kubeflow components: one folder each, thin bodies, no logic."""
+"""The steps as Kubeflow components, with what only a pipeline needs: one folder each, thin bodies, no logic."""

@@ -14,11 +14,16 @@ from pipelines.training import SECRET, SECRET_VARIABLES, form_fields
 
 COMPONENTS = PROJECT / "components"
 PAGE = PROJECT / "docs" / "kubeflow.md"
-NAMES = ("prerequisites", "ingest", "autoencoder", "encode", "train", "evaluate", "register")
+NAMES = ("prerequisites", "ingest", "autoencoder", "encode", "merge", "train", "evaluate", "register")
 
-EXTRA = {
-    "force_rerun": "any text; with another one than last time every step does its work again",
-    "overrides": 'parameters without a field, as JSON: `{"model.pixart.layers": 8}`; they win over the fields',
+# Fields of the run form that are no parameter of params.yaml: default and meaning.
+EXTRA: dict[str, tuple[Any, str]] = {
+    "encode_parts": (1, "pods that encode side by side, each a share of whole shards (`encode.shard_size`)"),
+    "force_rerun": ("", "any text; with another one than last time every step does its work again"),
+    "overrides": (
+        {},
+        'parameters without a field, as JSON: `{"model.pixart.layers": 8}`; they win over the fields',
+    ),
 }
 
 
@@ -76,7 +81,7 @@ def form_table() -> str:
         (f"`{field}`", f"`{_shown(lookup(values, dotted(field)))}`", description(dotted(field)))
         for field in form_fields()
     ]
-    rows += [(f"`{name}`", f"`{_shown({} if name == 'overrides' else '')}`", text) for name, text in EXTRA.items()]
+    rows += [(f"`{name}`", f"`{_shown(default)}`", text) for name, (default, text) in EXTRA.items()]
     return "\n".join(_table(("Field", "Default", "Meaning"), sorted(rows)))
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from latentflow.errors import LatentflowError
 from latentflow.manifest import (
@@ -27,14 +27,24 @@ from pipelines.configuration import PROJECT, parse_settings, read_overrides
 
 TINY = PROJECT / "pipelines" / "tiny.yaml"
 
-# Step, the artifact that holds its manifest, and the other files that it must leave.
-OUTPUTS: tuple[tuple[str, str, type[Manifest], tuple[str, ...]], ...] = (
-    ("ingest", "records", RecordsManifest, ("records/records.parquet", "summary")),
-    ("autoencoder", "autoencoder", AutoencoderManifest, ("autoencoder/vae/config.json", "autoencoder/metrics.json")),
-    ("encode", "encoded", EncodedManifest, ("encoded/latents", "encoded/metrics.json")),
-    ("train", "model", ModelManifest, ("model/pipeline/model_index.json", "model/metrics.json")),
-    ("evaluate", "evaluation", EvaluationManifest, ("evaluation/metrics.json", "report")),
-    ("register", "registration", RegistrationManifest, ("summary",)),
+
+class Output(NamedTuple):
+    """The last task of a step, its artifact with the step's manifest, and the other files that it must leave."""
+
+    step: str
+    task: str
+    artifact: str
+    manifest: type[Manifest]
+    files: tuple[str, ...]
+
+
+OUTPUTS = (
+    Output("ingest", "ingest", "records", RecordsManifest, ("records/records.parquet", "summary")),
+    Output("autoencoder", "autoencoder", "autoencoder", AutoencoderManifest, ("autoencoder/vae/config.json",)),
+    Output("encode", "merge", "encoded", EncodedManifest, ("encoded/index.parquet", "encoded/metrics.json")),
+    Output("train", "train", "model", ModelManifest, ("model/pipeline/model_index.json", "model/metrics.json")),
+    Output("evaluate", "evaluate", "evaluation", EvaluationManifest, ("evaluation/metrics.json", "report")),
+    Output("register", "register", "registration", RegistrationManifest, ("summary",)),
 )
 
 # Parameters that may name a folder; the tasks run in the root, so a relative one is made absolute.
@@ -50,7 +60,7 @@ class Result:
     manifest: Manifest
 
 
-def run(overrides: Mapping[str, Any], root: Path, force_rerun: str = "") -> list[Result]:
+def run(overrides: Mapping[str, Any], root: Path, force_rerun: str = "", encode_parts: int = 1) -> list[Result]:
     """Runs the pipeline under ``root`` and returns every step's output; raises when one is missing."""
     from kfp import local
 
@@ -70,7 +80,7 @@ def run(overrides: Mapping[str, Any], root: Path, force_rerun: str = "") -> list
             # Running our image's component without the image is what this runner is for.
             warnings.filterwarnings("ignore", message="You may be attemping", category=RuntimeWarning)
             local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(outputs), raise_on_error=True)
-            training(overrides=values, force_rerun=force_rerun)
+            training(overrides=values, force_rerun=force_rerun, encode_parts=encode_parts)
     finally:
         os.chdir(home)
         if path is None:
@@ -84,10 +94,10 @@ def run(overrides: Mapping[str, Any], root: Path, force_rerun: str = "") -> list
 def collect(folder: Path) -> list[Result]:
     """The steps' outputs in a finished run's folder; raises LatentflowError naming what is missing."""
     results = []
-    for step, artifact, manifest, files in OUTPUTS:
-        if missing := [name for name in files if not (folder / step / name).exists()]:
-            raise LatentflowError(f"{step} left no {', '.join(missing)} in {folder / step}: see its log above.")
-        results.append(Result(step, folder / step / artifact, manifest.read(folder / step / artifact)))
+    for step, task, artifact, manifest, files in OUTPUTS:
+        if missing := [name for name in files if not (folder / task / name).exists()]:
+            raise LatentflowError(f"{task} left no {', '.join(missing)} in {folder / task}: see its log above.")
+        results.append(Result(step, folder / task / artifact, manifest.read(folder / task / artifact)))
     return results
 
 
@@ -103,10 +113,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="one more override")
     parser.add_argument("--root", type=Path, default=Path(".latentflow/kubeflow-local"), help="work folder")
     parser.add_argument("--force-rerun", default="", metavar="TOKEN", help="any text; a new one does all work again")
+    parser.add_argument("--encode-parts", type=int, default=1, metavar="N", help="tasks that share the encoding")
     options = parser.parse_args(arguments)
     try:
         overrides = {} if options.full else read_overrides(options.overrides)
-        results = run({**overrides, **parse_settings(options.set)}, options.root, options.force_rerun)
+        results = run(
+            {**overrides, **parse_settings(options.set)}, options.root, options.force_rerun, options.encode_parts
+        )
     except (LatentflowError, RuntimeError) as error:
         print(f"The local run failed: {error}", file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ from components.autoencoder import autoencoder
 from components.encode import encode
 from components.evaluate import evaluate
 from components.ingest import ingest
+from components.merge import merge
 from components.prerequisites import prerequisites
 from components.register import register
 from components.train import train
@@ -34,7 +35,29 @@ SECRET_VARIABLES = (
 )
 
 # Inputs that are no parameter of params.yaml.
-EXTRA_FIELDS = ("force_rerun", "overrides")
+EXTRA_FIELDS = ("encode_parts", "force_rerun", "overrides")
+
+
+def _equip(task: dsl.PipelineTask) -> None:
+    """Secrets from the namespace, and for the lineage of the model which pipeline run it came from."""
+    kubernetes.use_secret_as_env(task, SECRET, {name: name for name in SECRET_VARIABLES}, optional=True)
+    kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
+
+
+# A pipeline of its own, because a loop over another task's output runs nowhere but inside one.
+@dsl.pipeline(name="encode-in-parts")  # type: ignore[untyped-decorator]
+def encode_in_parts(
+    params: dict[str, Any],
+    records: dsl.Input[dsl.Dataset],
+    autoencoder: dsl.Input[dsl.Model],
+    parts: list[str],
+    force_rerun: str,
+) -> list[dsl.Dataset]:
+    """Encodes every part in a pod of its own."""
+    with dsl.ParallelFor(parts) as part:
+        encoded = encode(params=params, records=records, autoencoder=autoencoder, part=part, force_rerun=force_rerun)
+        _equip(encoded)
+    return dsl.Collected(encoded.outputs["shards"])
 
 
 @dsl.pipeline(name=NAME)  # type: ignore[untyped-decorator]
@@ -47,6 +70,7 @@ def training(
     encode_text_encoder: str = "minilm",
     encode_max_tokens: int = 12,
     encode_flip: bool = False,
+    encode_parts: int = 1,
     diffusion_definition: str = "flow",
     model_denoiser: str = "pixart",
     train_steps: int = 1300,
@@ -100,6 +124,7 @@ def training(
         evaluate_captions=evaluate_captions,
         evaluate_seeds=evaluate_seeds,
         register_name=register_name,
+        encode_parts=encode_parts,
     )
     # Emits parameters only, so running it each time busts nobody's cache.
     checked.set_caching_options(False)
@@ -108,13 +133,29 @@ def training(
     records = ingested.outputs["records"]
     compressed = autoencoder(params=checked.outputs["autoencoder"], records=records, force_rerun=force_rerun)
     vae = compressed.outputs["autoencoder"]
-    prepared = encode(params=checked.outputs["encode"], records=records, autoencoder=vae, force_rerun=force_rerun)
-    encoded = prepared.outputs["encoded"]
-    trained = train(params=checked.outputs["train"], encoded=encoded, autoencoder=vae, force_rerun=force_rerun)
+    shards = encode_in_parts(
+        params=checked.outputs["encode"],
+        records=records,
+        autoencoder=vae,
+        parts=checked.outputs["parts"],
+        force_rerun=force_rerun,
+    ).output
+    merged = merge(
+        params=checked.outputs["encode"], records=records, autoencoder=vae, shards=shards, force_rerun=force_rerun
+    )
+    encoded = merged.outputs["encoded"]
+    trained = train(
+        params=checked.outputs["train"], encoded=encoded, shards=shards, autoencoder=vae, force_rerun=force_rerun
+    )
     trained.set_accelerator_type(ACCELERATOR).set_accelerator_limit(TRAIN_ACCELERATORS)
     model = trained.outputs["model"]
     judged = evaluate(
-        params=checked.outputs["evaluate"], model=model, encoded=encoded, records=records, force_rerun=force_rerun
+        params=checked.outputs["evaluate"],
+        model=model,
+        encoded=encoded,
+        shards=shards,
+        records=records,
+        force_rerun=force_rerun,
     )
     registered = register(
         params=checked.outputs["register"],
@@ -125,10 +166,8 @@ def training(
     # Its effect is outside the pipeline: a cached success would register nothing.
     registered.set_caching_options(False)
 
-    for task in (ingested, compressed, prepared, trained, judged, registered):
-        kubernetes.use_secret_as_env(task, SECRET, {name: name for name in SECRET_VARIABLES}, optional=True)
-        # For the lineage of the model: which pipeline run it came from.
-        kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
+    for task in (ingested, compressed, merged, trained, judged, registered):
+        _equip(task)
 
 
 def form_fields() -> list[str]:

@@ -10,32 +10,31 @@ def encode(
     params: dict[str, Any],
     records: dsl.Input[dsl.Dataset],
     autoencoder: dsl.Input[dsl.Model],
-    encoded: dsl.Output[dsl.Dataset],
-    metrics: dsl.Output[dsl.Metrics],
+    shards: dsl.Output[dsl.Dataset],
+    part: str = "1/1",
     force_rerun: str = "",
 ) -> None:
-    """Turns pictures into latents and captions into embeddings, once, with frozen encoders.
+    """Turns one part of the pictures into latents and of the captions into embeddings, with frozen encoders.
+
+    What the work store (``LATENTFLOW_STORE``) holds is not encoded again; a part that was killed goes on where it was.
 
     Args:
         params: The ``encode`` section, as prerequisites emits it.
         records: The record set that ingest wrote.
         autoencoder: The autoencoder that the autoencoder step wrote.
+        part: Which part of how many, such as ``2/8``: a share of whole shards.
         force_rerun: Any text; another text than last time does the work again.
 
     Returns:
-        encoded: Safetensors shards with latents and text embeddings, and their ``manifest.json``.
-        metrics: Encoded records and captions that were cut.
+        shards: The part's safetensors shards; the first part also carries the text encoder.
     """
-    import json
     from pathlib import Path
 
     from latentflow.params import EncodeInputs, parse
     from latentflow.steps import encode as step
 
     inputs = parse(EncodeInputs, params, "encode")
-    out = Path(encoded.path)
-    manifest = step.run(inputs, Path(records.path), Path(autoencoder.path), out, force_rerun=force_rerun)
-
-    encoded.metadata.update(digest=manifest.digest, fingerprint=manifest.fingerprint)
-    for name, value in json.loads((out / "metrics.json").read_text()).items():
-        metrics.log_metric(name, value)
+    made = step.run_part(
+        inputs, Path(records.path), Path(autoencoder.path), Path(shards.path), step.Part.parse(part), force_rerun
+    )
+    shards.metadata.update(part=part, fingerprint=made.fingerprint, shards=len(made.shards))

@@ -10,6 +10,7 @@ def evaluate(
     params: dict[str, Any],
     model: dsl.Input[dsl.Model],
     encoded: dsl.Input[dsl.Dataset],
+    shards: dsl.Input[list[dsl.Dataset]],
     records: dsl.Input[dsl.Dataset],
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
@@ -21,7 +22,8 @@ def evaluate(
     Args:
         params: The ``evaluate`` section, as prerequisites emits it.
         model: The model that train wrote.
-        encoded: The encoded set, for the held-out loss.
+        encoded: The encoded set that merge wrote, for the held-out loss.
+        shards: All parts that encode wrote.
         records: The record set, for the real pictures.
         force_rerun: Any text; another text than last time does the work again.
 
@@ -38,8 +40,9 @@ def evaluate(
     from latentflow.steps import evaluate as step
 
     inputs = parse(EvaluateInputs, params, "evaluate")
-    out = Path(evaluation.path)
-    manifest = step.run(inputs, Path(model.path), Path(encoded.path), Path(records.path), out, force_rerun=force_rerun)
+    out, parts = Path(evaluation.path), [Path(one.path) for one in shards]
+    folders = (Path(folder.path) for folder in (model, encoded, records))
+    manifest = step.run(inputs, *folders, out, force_rerun, parts)
 
     evaluation.metadata.update(
         digest=manifest.digest, fingerprint=manifest.fingerprint, mlflow_run_id=manifest.mlflow_run_id

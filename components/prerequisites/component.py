@@ -36,6 +36,7 @@ def prerequisites(
     evaluate_captions: int,
     evaluate_seeds: int,
     register_name: str,
+    encode_parts: int,
 ) -> NamedTuple(  # type: ignore[valid-type]
     "StepParameters",
     [
@@ -45,6 +46,7 @@ def prerequisites(
         ("train", dict),
         ("evaluate", dict),
         ("register", dict),
+        ("parts", list),
     ],
 ):
     """Checks the run form before anything expensive starts and emits one set of parameters per step.
@@ -53,6 +55,7 @@ def prerequisites(
 
     Args:
         defaults: Every parameter as in params.yaml when the pipeline was compiled.
+        encode_parts: Pods that encode side by side, each its share of whole shards.
         overrides: Parameters without a field of their own, as ``{"section.field": value}``; they win over the form.
 
     Returns:
@@ -62,6 +65,7 @@ def prerequisites(
         train: Parameters of the train step: the sections train, model and diffusion.
         evaluate: Parameters of the evaluate step.
         register: Parameters of the register step.
+        parts: The parts of the encode step, such as ``["1/2", "2/2"]``.
     """
     from latentflow.errors import ParamsError
     from latentflow.params import STEP_INPUTS, Params, for_step, parse
@@ -105,5 +109,9 @@ def prerequisites(
         section[field] = value
 
     params = parse(Params, defaults, "run form")
+    if not 1 <= encode_parts <= 1000:
+        raise ParamsError(f"run form: encode_parts should be from 1 to 1000, found {encode_parts}.")
+    parts = [f"{number}/{encode_parts}" for number in range(1, encode_parts + 1)]
     # A dict travels with its integers as floats; the steps validate again, which makes them integers again.
-    return tuple(for_step(params, step).model_dump(mode="json") for step in STEP_INPUTS)  # type: ignore[return-value]
+    sections = [for_step(params, step).model_dump(mode="json") for step in STEP_INPUTS]
+    return (*sections, parts)  # type: ignore[return-value]

@@ -9,6 +9,7 @@ from kfp import dsl
 def train(
     params: dict[str, Any],
     encoded: dsl.Input[dsl.Dataset],
+    shards: dsl.Input[list[dsl.Dataset]],
     autoencoder: dsl.Input[dsl.Model],
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
@@ -21,7 +22,8 @@ def train(
 
     Args:
         params: The ``train``, ``model`` and ``diffusion`` sections, as prerequisites emits them.
-        encoded: The encoded set that encode wrote.
+        encoded: The encoded set that merge wrote.
+        shards: All parts that encode wrote.
         autoencoder: The autoencoder whose decoder becomes part of the pipeline.
         force_rerun: Any text; another text than last time does the work again.
 
@@ -36,8 +38,8 @@ def train(
     from latentflow.steps import train as step
 
     inputs = parse(TrainInputs, params, "train")
-    out = Path(model.path)
-    manifest = step.run(inputs, Path(encoded.path), Path(autoencoder.path), out, force_rerun=force_rerun)
+    out, parts = Path(model.path), [Path(one.path) for one in shards]
+    manifest = step.run(inputs, Path(encoded.path), Path(autoencoder.path), out, force_rerun, parts)
 
     model.metadata.update(
         digest=manifest.digest, fingerprint=manifest.fingerprint, mlflow_run_id=manifest.mlflow_run_id

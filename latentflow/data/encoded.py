@@ -16,8 +16,7 @@ from latentflow.data.mapped import MappedShards
 from latentflow.data.places import LocalPlace, RemotePlace, find, open_place, read_manifest
 from latentflow.data.shards import INDEX, PROMPTS
 from latentflow.errors import LatentflowError
-from latentflow.files import atomic_folder
-from latentflow.manifest import FILE, EncodedManifest, Shard
+from latentflow.manifest import EncodedManifest, Shard
 
 CARRIED = ("text_encoder", "tokenizer")
 
@@ -152,20 +151,15 @@ class EncodedSet:
         return str(self._places[0])
 
     @cached_property
-    def folder(self) -> Path:
-        """A folder of this machine with manifest, index, prompts, ``text_encoder/`` and ``tokenizer/``."""
-        place = self._places[0]
-        if isinstance(place, LocalPlace):
-            return place.folder
-        folder = place.cache.folder / "sets" / self.manifest.digest
-        if not (folder / FILE).is_file():
-            with atomic_folder(folder) as temporary:
-                for name in (INDEX, PROMPTS):
-                    place.fetch(name, temporary / name)
-                for name in CARRIED:
-                    place.fetch_folder(name, temporary / name)
-                self.manifest.write(temporary)
-        return folder
+    def text_folder(self) -> Path:
+        """A folder of this machine with ``text_encoder/`` and ``tokenizer/``; of several parts the first has them.
+
+        Raises LatentflowError when no place has them.
+        """
+        for place in self._places:
+            if folder := place.with_folders(CARRIED, self.manifest.digest):
+                return folder
+        raise LatentflowError(f"{self} holds no {CARRIED[0]}/: give the first part's folder too, which carries it.")
 
     def split(self, name: str) -> EncodedSplit:
         """A split's rows. Raises LatentflowError where it holds none."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from latentflow.data.cache import Cache
 from latentflow.errors import LatentflowError
-from latentflow.files import sha256_file
+from latentflow.files import atomic_folder, sha256_file
 from latentflow.manifest import FILE, EncodedManifest
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ class Place(Protocol):
 
     def use(self, path: Path) -> None:
         """Says that a file which ``find`` gave is still being read."""
+
+    def with_folders(self, names: Sequence[str], digest: str) -> Path | None:
+        """A local folder with these folders of the set of that digest; None where the place has not all of them."""
 
 
 def open_place(place: Path | str) -> "LocalPlace | RemotePlace":
@@ -63,6 +66,9 @@ class LocalPlace:
     def use(self, path: Path) -> None:
         """Nothing is dropped from a folder."""
 
+    def with_folders(self, names: Sequence[str], _digest: str) -> Path | None:
+        return self.folder if all((self.folder / name).is_dir() for name in names) else None
+
 
 class RemotePlace:
     """A folder behind an fsspec URL; its files come through the cache, where their digest is checked on arrival."""
@@ -86,6 +92,17 @@ class RemotePlace:
 
     def use(self, path: Path) -> None:
         self.cache.use(path)
+
+    def with_folders(self, names: Sequence[str], digest: str) -> Path | None:
+        folder = self.cache.folder / "sets" / digest
+        if not folder.is_dir():
+            try:
+                with atomic_folder(folder) as temporary:
+                    for name in names:
+                        self.fetch_folder(name, temporary / name)
+            except FileNotFoundError:
+                return None
+        return folder
 
     def read(self, name: str) -> bytes:
         """A small file's bytes. Raises FileNotFoundError."""

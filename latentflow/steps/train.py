@@ -228,7 +228,7 @@ def _write_pipeline(
     from latentflow.encoders import vae as vae_room
 
     manifest = encoded_set.manifest
-    text = text_room.load_saved(encoded_set.folder, manifest.max_tokens)
+    text = text_room.load_saved(encoded_set.text_folder, manifest.max_tokens)
     model = averaged.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     tokens = denoiser.tokens(manifest.latent_shape)
     scheduler = scheduler_for(diffusion, "euler", tokens, denoiser.family.flow_pipeline)

@@ -112,7 +112,6 @@ def test_the_empty_caption_and_the_sample_prompts(folder: Path) -> None:
     assert not encoded.empty_text.any()
     assert encoded.prompt_text.shape == (2, 3, 16)
     assert encoded.prompt_mask.shape == (2, 3)
-    assert encoded.folder == folder
 
 
 def test_shards_may_lie_in_several_folders(folder: Path, tmp_path: Path) -> None:

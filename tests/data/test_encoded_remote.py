@@ -75,14 +75,12 @@ def test_only_the_shards_that_are_read_come(origin: Path, url: str, cache: Path)
     assert all(sha256_file(path) == path.name for path in cached(cache))
 
 
-def test_what_is_carried_along_comes_with_the_folder(url: str, cache: Path) -> None:
+def test_the_text_encoder_comes_when_it_is_asked_for(url: str, cache: Path) -> None:
     encoded = EncodedSet.open(url)
     assert not (cache / "sets").exists()
-    folder = encoded.folder
+    folder = encoded.text_folder
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    carried = {"text_encoder/config.json", "tokenizer/config.json"}
-    assert names == carried | {"manifest.json", "index.parquet", "prompts.safetensors"}
-    assert EncodedManifest.read(folder) == encoded.manifest
+    assert names == {"text_encoder/config.json", "tokenizer/config.json"}
 
 
 def test_a_second_process_reads_from_the_cache_alone(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,14 +30,26 @@ def travelled(value: dict[str, Any]) -> dict[str, Any]:
     return json_format.MessageToDict(struct)
 
 
-def checked(overrides: dict[str, Any] | None = None, **fields: Any) -> dict[str, dict[str, Any]]:
-    """What prerequisites emits for a form, by step."""
+def emitted(overrides: dict[str, Any] | None = None, encode_parts: int = 1, **fields: Any) -> tuple[Any, ...]:
+    """What prerequisites emits for a form."""
     values = defaults()
     form = {field: lookup(values, dotted(field)) for field in form_fields()}
-    emitted = prerequisites.python_func(
-        defaults=travelled(values), overrides=travelled(overrides or {}), **{**form, **fields}
-    )
-    return dict(zip(STEP_INPUTS, emitted, strict=True))
+    given = {"defaults": travelled(values), "overrides": travelled(overrides or {}), "encode_parts": encode_parts}
+    outputs: tuple[Any, ...] = prerequisites.python_func(**given, **{**form, **fields})
+    return outputs
+
+
+def checked(overrides: dict[str, Any] | None = None, **fields: Any) -> dict[str, dict[str, Any]]:
+    """Each step's parameters."""
+    *sections, _ = emitted(overrides, **fields)
+    return dict(zip(STEP_INPUTS, sections, strict=True))
+
+
+def test_parts() -> None:
+    assert emitted(encode_parts=3)[-1] == ["1/3", "2/3", "3/3"]
+    for count in (0, 1001):
+        with pytest.raises(ParamsError, match=f"encode_parts should be from 1 to 1000, found {count}"):
+            emitted(encode_parts=count)
 
 
 def test_an_untouched_form_is_params_yaml() -> None:
@@ -72,9 +84,9 @@ def test_a_field_changes_its_step_only() -> None:
 
 
 def test_overrides_win_and_reach_what_has_no_field() -> None:
-    emitted = checked({"model.pixart.layers": 8, "train.steps": 5}, train_steps=7)
-    assert emitted["train"]["model"]["pixart"]["layers"] == 8
-    assert emitted["train"]["train"]["steps"] == 5
+    train = checked({"model.pixart.layers": 8, "train.steps": 5}, train_steps=7)["train"]
+    assert train["model"]["pixart"]["layers"] == 8
+    assert train["train"]["steps"] == 5
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from latentflow.errors import LatentflowError
-from latentflow.manifest import RecordsManifest
+from latentflow.manifest import DuplicateCounts, RecordsManifest
 from latentflow.params import STEP_INPUTS
 from pipelines import local
 
 
 def test_every_step_has_an_output_to_check() -> None:
-    assert [step for step, *_ in local.OUTPUTS] == list(STEP_INPUTS)
-    assert all(manifest.model_fields["step"].default == step for step, _, manifest, _ in local.OUTPUTS)
+    assert [output.step for output in local.OUTPUTS] == list(STEP_INPUTS)
+    assert all(output.manifest.model_fields["step"].default == output.step for output in local.OUTPUTS)
 
 
 def test_a_missing_output_is_named(tmp_path: Path) -> None:
@@ -38,6 +38,7 @@ def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
         credit="c",
         counts={},
         quarantined=0,
+        duplicates=DuplicateCounts(exact=0, near=0, dropped=0),
     ).write(records)
     with pytest.raises(LatentflowError, match="autoencoder left no"):
         local.collect(tmp_path)

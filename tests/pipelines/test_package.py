@@ -14,7 +14,8 @@ from pipelines import compile as compiling
 from pipelines.configuration import defaults, dotted, lookup
 from pipelines.training import EXTRA_FIELDS, SECRET, SECRET_VARIABLES, form_fields
 
-STEPS = ("ingest", "autoencoder", "encode", "train", "evaluate", "register")
+STEPS = ("ingest", "autoencoder", "encode", "merge", "train", "evaluate", "register")
+GROUPS = ("encode-in-parts", "for-loop-1")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_every_task_input_is_defined_by_its_component(spec: dict[str, Any]) -> N
             given = set(task.get("inputs", {}).get(kind, {}))
             assert given <= set(defined.get(kind, {})), name
             required = {key for key, item in defined.get(kind, {}).items() if not item.get("isOptional")}
-            assert required <= given, name
+            assert required - {task.get("parameterIterator", {}).get("itemInput")} <= given, name
 
 
 def test_every_consumer_waits_for_its_producer(spec: dict[str, Any]) -> None:
@@ -101,6 +102,7 @@ def test_form_defaults_are_those_of_params_yaml(spec: dict[str, Any]) -> None:
     assert all("defaultValue" in parameter for parameter in form.values())
     assert form["overrides"]["defaultValue"] == {}
     assert form["force_rerun"]["defaultValue"] == ""
+    assert form["encode_parts"]["defaultValue"] == 1
 
 
 def test_prerequisites_gets_every_field_and_all_defaults(spec: dict[str, Any]) -> None:
@@ -111,8 +113,8 @@ def test_prerequisites_gets_every_field_and_all_defaults(spec: dict[str, Any]) -
 
 
 def test_caching_is_off_exactly_where_it_must_be(spec: dict[str, Any]) -> None:
-    cached = {name for _, name, task in tasks(spec) if task["cachingOptions"].get("enableCache")}
-    assert cached == set(STEPS) - {"register"}
+    cached = {name for _, name, task in tasks(spec) if task.get("cachingOptions", {}).get("enableCache")}
+    assert cached - set(GROUPS) == set(STEPS) - {"register"}
 
 
 def test_uncached_prerequisites_emits_no_artifact(spec: dict[str, Any]) -> None:
@@ -120,9 +122,21 @@ def test_uncached_prerequisites_emits_no_artifact(spec: dict[str, Any]) -> None:
 
 
 def test_every_step_takes_the_rerun_token(spec: dict[str, Any]) -> None:
-    for step in STEPS:
-        given = spec["root"]["dag"]["tasks"][step]["inputs"]["parameters"]
-        assert given["force_rerun"] == {"componentInputParameter": "force_rerun"}
+    steps = {name: task for _, name, task in tasks(spec) if name in STEPS}
+    assert set(steps) == set(STEPS)
+    for task in steps.values():
+        (source,) = task["inputs"]["parameters"]["force_rerun"].values()
+        assert source.endswith("force_rerun")
+
+
+def test_every_part_of_the_encoding_is_a_task_of_its_own(spec: dict[str, Any]) -> None:
+    (loop,) = [task for _, name, task in tasks(spec) if name == "for-loop-1"]
+    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--parts"}
+    parts = spec["root"]["dag"]["tasks"]["encode-in-parts"]["inputs"]["parameters"]["parts"]
+    assert parts["taskOutputParameter"] == {"outputParameterKey": "parts", "producerTask": "prerequisites"}
+    for name in ("merge", "train", "evaluate"):
+        shards = spec["components"][f"comp-{name}"]["inputDefinitions"]["artifacts"]["shards"]
+        assert shards["isArtifactList"] is True
 
 
 def test_only_train_asks_for_an_accelerator(spec: dict[str, Any]) -> None:

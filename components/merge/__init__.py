@@ -1,0 +1,3 @@
+from components.merge.component import merge
+
+__all__ = ["merge"]
