@@ -57,7 +57,7 @@ def encode_in_parts(
     with dsl.ParallelFor(parts) as part:
         encoded = encode(params=params, records=records, autoencoder=autoencoder, part=part, force_rerun=force_rerun)
         _equip(encoded)
-    return dsl.Collected(encoded.outputs["shards"])
+    return dsl.Collected(encoded.outputs["shards"])  # type: ignore[no-any-return]
 
 
 @dsl.pipeline(name=NAME)  # type: ignore[untyped-decorator]

@@ -41,8 +41,7 @@ def evaluate(
 
     inputs = parse(EvaluateInputs, params, "evaluate")
     out, parts = Path(evaluation.path), [Path(one.path) for one in shards]
-    folders = (Path(folder.path) for folder in (model, encoded, records))
-    manifest = step.run(inputs, *folders, out, force_rerun, parts)
+    manifest = step.run(inputs, Path(model.path), Path(encoded.path), Path(records.path), out, force_rerun, parts)
 
     evaluation.metadata.update(
         digest=manifest.digest, fingerprint=manifest.fingerprint, mlflow_run_id=manifest.mlflow_run_id

@@ -26,6 +26,8 @@ class Layout:
     bucket_min_ratio: float
     bucket_max_ratio: float
     clip_frames: int
+    clip_stride: int
+    clip_fps: float
     shard_size: int
 
     def shape(self, height: int, width: int, frames: int) -> list[int]:
@@ -64,13 +66,15 @@ class TextJob:
 class EncodePlan:
     """All shards in the order of the manifest, and per record the numbers of its captions in the text table.
 
-    ``square`` is the shape of the latents of a square picture (of a square clip where there are clips only).
+    ``square`` is the shape of the latents of a square picture (of a square clip where there are clips only), and
+    ``left_out`` counts clips that are shorter than the frames that are wanted of them.
     Record i has ``caption_numbers[caption_starts[i]:caption_starts[i + 1]]``.
     """
 
     latents: list[LatentsJob]
     text: list[TextJob]
     square: list[int]
+    left_out: int
     caption_starts: np.ndarray
     caption_numbers: np.ndarray
 
@@ -92,7 +96,9 @@ def make(records: "pa.Table", layout: Layout) -> EncodePlan:
     ]
     latents = list(_latents(records, layout))
     frames = min((job.frames for job in latents), default=0)
-    return EncodePlan(latents, text, layout.shape(layout.resolution, layout.resolution, frames), starts, numbers)
+    square = layout.shape(layout.resolution, layout.resolution, frames)
+    left_out = len(records) - sum(len(job.rows) for job in latents)
+    return EncodePlan(latents, text, square, left_out, starts, numbers)
 
 
 def _captions(records: "pa.Table") -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -116,14 +122,21 @@ def _latents(records: "pa.Table", layout: Layout) -> Iterator[LatentsJob]:
     heights, widths = (records[name].to_numpy().astype(np.float64) for name in ("height", "width"))
     bucket = buckets.nearest(heights, widths, sizes)
     clip = pc.equal(records["kind"], "video").to_numpy()
+    kinds = {0: ~clip} | ({layout.clip_frames: clip & _long_enough(records, layout)} if layout.clip_frames else {})
     for split in SPLITS:
         member = pc.equal(records["split"], split).to_numpy()
-        for frames in (0, layout.clip_frames):
+        for frames, of_kind in kinds.items():
             for number, (height, width) in enumerate(sizes):
-                rows = np.flatnonzero(member & (clip == bool(frames)) & (bucket == number))
+                rows = np.flatnonzero(member & of_kind & (bucket == number))
                 yield from _runs(split, height, width, frames, rows, layout)
-            if not layout.clip_frames:
-                break
+
+
+def _long_enough(records: "pa.Table", layout: Layout) -> np.ndarray:
+    """Which clips have the last frame that would be taken of them."""
+    frames, fps = (records[name].to_numpy() for name in ("frames", "fps"))
+    step = layout.clip_stride * (fps / layout.clip_fps if layout.clip_fps else np.ones(len(records)))
+    enough: np.ndarray = np.floor((layout.clip_frames - 1) * step + 1e-6) < frames
+    return enough
 
 
 def _runs(split: str, height: int, width: int, frames: int, rows: np.ndarray, layout: Layout) -> Iterator[LatentsJob]:

@@ -150,6 +150,12 @@ class _Work:
             PictureRows(params, record_set, autoencoder, vae_manifest.weights, rows, token),
             CaptionRows(params, digests["text_encoder"], rows, token),
         )
+        made = plan.make(record_set.arrow, _layout(inputs, autoencoder, vae_manifest.resolution))
+        if made.left_out:
+            why = (
+                "are shorter than what encode.clip_* asks of them" if params.clip_frames else "need encode.clip_frames"
+            )
+            log.warning("%d clips are left out: they %s", made.left_out, why)
         # The same rows come of any number of workers.
         anywhere = inputs.model_copy(update={"encode": params.model_copy(update={"workers": 0})})
         return cls(
@@ -157,7 +163,7 @@ class _Work:
             records=record_set,
             resolution=vae_manifest.resolution,
             trained=vae_manifest.trained,
-            plan=plan.make(record_set.arrow, _layout(inputs, autoencoder, vae_manifest.resolution)),
+            plan=made,
             encoders=encoders,
             digests=digests,
             fingerprint=fingerprint("encode", VERSION, anywhere, digests, token),
@@ -249,6 +255,8 @@ def _layout(inputs: EncodeInputs, autoencoder: Path, resolution: int) -> "Layout
         bucket_min_ratio=params.bucket_min_ratio,
         bucket_max_ratio=params.bucket_max_ratio,
         clip_frames=params.clip_frames,
+        clip_stride=params.clip_stride,
+        clip_fps=params.clip_fps,
         shard_size=params.shard_size,
     )
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from encoding import build_autoencoder, build_text_encoder, inputs, make_records, write_pictures
+from ingest_helpers import clip
 from safetensors.torch import load_file, save_file
 
 from latentflow.encoders import vae as vae_room
@@ -240,6 +241,26 @@ def test_the_posterior_is_kept_where_asked_for(world: World) -> None:
     tensors = load_file(world.root / "encoded" / manifest.shards[0].file)
     assert {"logvar", "logvar_flipped"} <= set(tensors)
     assert tensors["logvar"].shape == tensors["latents"].shape
+
+
+def test_clips(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    folder = world.root / "clips"
+    for number in range(12):
+        name = f"{number:02d}.mp4"
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(clip(frames=8 if number else 3, size=(32, 32)))
+        with (folder / "metadata.jsonl").open("a") as file:
+            file.write(json.dumps({"file_name": name, "text": "a red cat"}) + "\n")
+    records = make_records(folder, world.root / "clip-records")
+    manifest = world.encode(records, "encoded", "encode.clip_frames=3", "encode.clip_stride=2", "encode.flip=true")
+    assert "1 clips are left out" in caplog.text
+    assert sum(manifest.counts.values()) == 11
+    assert manifest.latent_shape == [4, 3, 8, 8]
+    shard = next(shard for shard in manifest.shards if shard.split == "train")
+    latents = load_file(world.root / "encoded" / shard.file)["latents"]
+    assert latents.shape[1:] == (4, 3, 8, 8)
+    # Frame 0, 2 and 4 of a clip that grows lighter.
+    assert not torch.equal(latents[:, :, 0], latents[:, :, 1])
 
 
 def test_an_encoder_that_gives_nan_is_an_error_and_leaves_nothing(world: World) -> None:

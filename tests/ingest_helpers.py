@@ -18,7 +18,7 @@ def ingest_inputs(source: Path | str, **changes: object) -> IngestInputs:
     """Parameters of ingest for small data, in this process unless ``workers`` says otherwise."""
     import yaml
 
-    defaults = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())["ingest"]
+    defaults = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())["ingest"]
     small = {"validation_fraction": 0.2, "test_fraction": 0.2, "max_bad_fraction": 0.5, "min_side": 4, "workers": 1}
     return IngestInputs.model_validate({"ingest": defaults | small | {"source": str(source)} | changes})
 
