@@ -106,8 +106,10 @@ def test_one_worker_is_this_process() -> None:
     assert not psutil.Process().children()
 
 
+# Ctrl-C is ignored by what a shell starts in the background, and with it by these tests' children there.
 SCRIPT = """
-import sys
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from test_inspection import LIMITS, Slow
 from latentflow.data.inspection import Inspectors
 from latentflow.data.sources import Candidate
