@@ -124,7 +124,7 @@ with Inspectors(2, LIMITS) as inspectors:
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_ctrl_c_and_a_killed_parent_leave_no_process(stop: signal.Signals) -> None:
     here = Path(__file__).parent
-    paths = os.pathsep.join((str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")))
+    paths = os.pathsep.join((str(here), str(here.parent), str(here.parents[1]), os.environ.get("PYTHONPATH", "")))
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT],
         stdout=subprocess.PIPE,
