@@ -182,11 +182,12 @@ def main() -> None:
     folders = chosen.folder / f"disk-{records}", chosen.folder / f"s3-{records}"
     for folder, data in zip(folders, (local, remote), strict=True):
         folder.mkdir(parents=True, exist_ok=True)
-        write(parties, data, folder)
+        write(parties if data is local else [party for party in parties if party.remote], data, folder)
     figures = take_turns(parties, rounds, local, lambda party: [str(folders[0] / party.name)])
     show("From disk", parties, figures)
     if importlib.util.find_spec("moto") and importlib.util.find_spec("s3fs"):
-        show("From S3, nothing cached", parties, from_s3(parties, rounds, remote, folders[1]))
+        far = [party for party in parties if party.remote]
+        show("From S3, nothing cached", far, from_s3(far, rounds, remote, folders[1]))
     else:
         print("\nNo figures from S3: moto or s3fs is not installed.")
     show_sizes(parties, local, folders[0])

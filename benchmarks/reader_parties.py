@@ -82,6 +82,7 @@ class Party:
     write: Callable[[Path, Data], None]
     read: Callable[[Ask], Iterator[Pair]]
     workers: tuple[int, ...] = (0, 2)
+    remote: bool = True
 
     def absent(self) -> str:
         """Why this reader cannot take part; empty when it can."""
@@ -337,11 +338,40 @@ def read_datasets(ask: Ask) -> Iterator[Pair]:
         shuffled = stream.shuffle(seed=SEED, buffer_size=2 * ask.data.shard)
         batches = loaded(shuffled, ask.workers, batch_size=BATCH, collate_fn=collate)
     else:
+        # By hand: Arrow's own format, and tensors over the joined bytes. Its tensor format is the party below.
         dataset = load_from_disk(str(ask.place / "arrow")).with_format("arrow")
         random = BatchSampler(RandomSampler(dataset, generator=torch.Generator().manual_seed(SEED)), BATCH, False)
         batches = loaded(dataset, ask.workers, sampler=random, batch_size=None, collate_fn=from_arrow)
     for _ in range(ask.epochs):
         yield from batches
+
+
+def write_datasets_torch(folder: Path, data: Data) -> None:
+    from datasets import Array2D, Array3D, Dataset, Features
+
+    def records() -> Iterator[dict[str, np.ndarray]]:
+        for latents, text in data.chunks():
+            for one, other in zip(latents, text, strict=True):
+                yield {"latents": one, "text": other}
+
+    features = Features({"latents": Array3D(LATENTS, "float32"), "text": Array2D(TEXT, "float16")})
+    temporary = folder.parent / f"{folder.name}-building"
+    made = Dataset.from_generator(records, features=features, cache_dir=str(temporary), writer_batch_size=256)
+    made.save_to_disk(str(folder), num_shards=-(-data.records // data.shard))
+    shutil.rmtree(temporary)
+
+
+def read_datasets_torch(ask: Ask) -> Iterator[Pair]:
+    from datasets import load_from_disk
+    from torch.utils.data import BatchSampler, RandomSampler
+
+    assert isinstance(ask.place, Path)
+    dataset = load_from_disk(str(ask.place)).with_format("torch")
+    random = BatchSampler(RandomSampler(dataset, generator=torch.Generator().manual_seed(SEED)), BATCH, False)
+    batches = loaded(dataset, ask.workers, sampler=random, batch_size=None)
+    for _ in range(ask.epochs):
+        for batch in batches:
+            yield batch["latents"], batch["text"]
 
 
 PARTIES = (
@@ -369,9 +399,17 @@ PARTIES = (
         read_webdataset,
     ),
     Party(
+        "datasets, torch format",
+        "datasets",
+        "latents and text; any row of the set, as its documentation shows",
+        write_datasets_torch,
+        read_datasets_torch,
+        remote=False,
+    ),
+    Party(
         "datasets",
         "datasets",
-        "latents and text; any row of the set from Arrow (S3: Parquet, a buffer of two files' rows)",
+        "the same by hand on Arrow's buffers (S3: Parquet, a buffer of two files' rows)",
         write_datasets,
         read_datasets,
     ),

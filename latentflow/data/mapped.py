@@ -1,10 +1,11 @@
 """Rows of a run of shards of one kind, copied from memory-mapped files straight into one new tensor."""
 
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from time import monotonic
 
@@ -20,8 +21,10 @@ from latentflow.manifest import Shard
 
 FETCHERS = 8
 ATTEMPTS = 5
-# Rows below this size cost less as one copy per shard and one into place; larger ones are copied one by one.
+# Rows below this size cost less as one copy per shard and one into place; larger ones are copied one by one, by
+# several threads, because one core alone does not fill the memory's bandwidth.
 SMALL = 2048
+COPIERS = 4
 MARK_SECONDS = 10.0
 
 
@@ -135,16 +138,20 @@ class Rows:
         sources = {number: shard.rows[key] for number, shard in self._opened.items()}
         width = next(iter(sources.values())).shape[1]
         copied = np.empty((len(self._local), width), np.uint8)
-        if len(sources) == 1:
+        if width >= SMALL:
+            _side_by_side(lambda part: self._copy_rows(sources, copied, part), len(copied))
+        elif len(sources) == 1:
             # The rows are known to be there; `clip` spares numpy a buffer between.
             np.take(next(iter(sources.values())), self._local, axis=0, out=copied, mode="clip")
-        elif width < SMALL:
+        else:
             for number, places in self._places.items():
                 copied[places] = sources[number][self._local[places]]
-        else:
-            for place, (number, row) in enumerate(zip(self._numbers.tolist(), self._local.tolist(), strict=True)):
-                copied[place] = sources[number][row]
         return self._typed(copied, key)
+
+    def _copy_rows(self, sources: dict[int, NDArray[np.uint8]], copied: NDArray[np.uint8], part: range) -> None:
+        numbers, local = self._numbers[part.start : part.stop].tolist(), self._local[part.start : part.stop].tolist()
+        for place, number, row in zip(part, numbers, local, strict=True):
+            copied[place] = sources[number][row]
 
     def copy_either(self, key: str, other: str, which: NDArray[np.bool_]) -> Tensor:
         """As ``copy``, but row i is that of ``other`` where ``which[i]``."""
@@ -155,3 +162,16 @@ class Rows:
     def _typed(self, copied: NDArray[np.uint8], key: str) -> Tensor:
         dtype, shape = next(iter(self._opened.values())).kinds[key]
         return torch.from_numpy(copied).view(dtype).reshape(len(copied), *shape)
+
+
+def _side_by_side(work: Callable[[range], None], count: int) -> None:
+    """Does ``work`` on equal parts of ``range(count)`` at once."""
+    copiers = _copiers()
+    size = -(-count // COPIERS)
+    for done in [copiers.submit(work, range(start, min(start + size, count))) for start in range(0, count, size)]:
+        done.result()
+
+
+@cache
+def _copiers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(COPIERS, len(os.sched_getaffinity(0))), "copy rows")
