@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[2]
     [
         ("ingest.py", ("--pictures", "12", "--rounds", "1"), 2),
         ("ingest.py", ("--memory", "--records", "200", "--workers", "1"), 1),
-        ("encode.py", ("--pictures", "24", "--batch", "8", "--resolution", "16", "--channels", "16", "16", "--rounds", "1"), 1),
+        (
+            "encode.py",
+            ("--pictures", "64", "--batch", "8", "--resolution", "16", "--channels", "16", "16", "--rounds", "1"),
+            1,
+        ),
     ],
 )
 def test_a_benchmark_prints_its_table(script: str, options: tuple[str, ...], rows: int, tmp_path: Path) -> None:
