@@ -30,7 +30,7 @@ class SquarePictures:
     def at(self, rows: Sequence[int]) -> Tensor:
         """Pictures (n, 3, resolution, resolution) float32 in [-1, 1]."""
         pixels = self._decode(rows) if self._kept is None else self._kept[torch.as_tensor(rows)]
-        return pixels.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+        return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def _decode(self, rows: Sequence[int]) -> Tensor:
         side = self._resolution
