@@ -67,6 +67,7 @@ def run(
             "records; lower it or add records."
         )
     _check_captions(inputs, manifest)
+    _check_shapes(inputs, manifest)
     _check_processes()
     digests = {"encoded": manifest.digest, "autoencoder": vae_manifest.digest} | _own_definition(inputs.diffusion)
     key = fingerprint("train", VERSION, inputs, digests, force_rerun)
@@ -86,6 +87,28 @@ def _check_captions(inputs: TrainInputs, manifest: EncodedManifest) -> None:
         raise LatentflowError(
             "model.denoiser: PixArt's pipeline lowers every caption, but encode.text_encoder tells capital letters "
             "apart, so it would draw from other captions than it was trained on; choose unet or auraflow."
+        )
+
+
+def _check_shapes(inputs: TrainInputs, manifest: EncodedManifest) -> None:
+    """Refuses latents that the denoiser cannot take, before a device is asked for."""
+    name = inputs.model.denoiser
+    shapes = sorted({shard.shape for shard in manifest.shards if shard.kind == "latents"})
+    if any(len(shape) != 3 for shape in shapes):
+        raise LatentflowError(
+            "the encoded set holds clips, and no denoiser here trains on clips yet; set encode.clip_frames to 0 and "
+            "encode again."
+        )
+    if name == "auraflow" and len(shapes) > 1:
+        raise LatentflowError(
+            "model.denoiser: auraflow trains on pictures of one size, and the encoded set has "
+            f"{len(shapes)}; choose pixart or unet, or set encode.bucket_step to 0."
+        )
+    patch = 1 if name == "unet" else getattr(inputs.model, name).patch_size
+    if bad := [shape for shape in shapes if shape[1] % patch or shape[2] % patch]:
+        raise LatentflowError(
+            f"model.{name}.patch_size {patch} does not divide latents of {bad[0][1]}x{bad[0][2]}; raise "
+            "encode.bucket_step or choose another patch size."
         )
 
 

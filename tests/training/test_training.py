@@ -12,7 +12,9 @@ from latentflow.data.encoded import EncodedSet
 from latentflow.denoisers import FAMILIES, Denoiser
 from latentflow.diffusion import FLOW, Diffusion
 from latentflow.errors import LatentflowError
-from latentflow.params import ModelParams, TrainParams, load
+from latentflow.manifest import AutoencoderManifest
+from latentflow.params import ModelParams, TrainInputs, TrainParams, load
+from latentflow.steps import train as step
 from latentflow.training import checkpoint, loop
 from latentflow.training.batches import Batches
 from latentflow.training.loop import Observer, learning_rate
@@ -56,8 +58,9 @@ def encoded(tmp_path: Path) -> EncodedSet:
     return EncodedSet.open(tmp_path / "encoded")
 
 
-def train(encoded: EncodedSet, checkpoints: Path, **changes: object):
-    denoiser = Denoiser(FAMILIES["pixart"], denoisers.build(MODEL, [4, 4, 4], 16, seed=0), FLOW)
+def train(encoded: EncodedSet, checkpoints: Path, family: str = "pixart", **changes: object):
+    sizes = MODEL.model_copy(update={"denoiser": family})
+    denoiser = Denoiser(FAMILIES[family], denoisers.build(sizes, [4, 4, 4], 16, seed=0), FLOW)
     logged: list[tuple[int, dict[str, float]]] = []
     pictures: list[torch.Tensor] = []
 
@@ -76,6 +79,41 @@ def test_any_number_of_processes_sees_the_same_samples(encoded: EncodedSet) -> N
     for name, tensor in vars(whole).items():
         together = torch.stack([vars(part)[name] for part in parts], dim=1).flatten(0, 1)
         assert torch.equal(together, tensor), name
+
+
+@pytest.mark.parametrize(
+    ("family", "shape", "words"),
+    [
+        ("pixart", (4, 3, 6), "patch_size 2 does not divide latents of 3x6"),
+        ("auraflow", (4, 2, 6), "auraflow trains on pictures of one size"),
+        ("unet", (4, 3, 4, 4), "no denoiser here trains on clips yet"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused_before_training(
+    family: str, shape: tuple[int, ...], words: str, tmp_path: Path
+) -> None:
+    AutoencoderManifest(digest="a", fingerprint="", inputs={}, weights="", resolution=8, trained=True).write(tmp_path)
+    shards = [((4, 4, 4), 16), (shape, 16)]
+    recipe = Recipe({"train": shards, "validation": shards, "test": shards}, inputs={"autoencoder": "a"})
+    write_set(tmp_path / "encoded", recipe)
+    inputs = TrainInputs(
+        train=params(), model=MODEL.model_copy(update={"denoiser": family}), diffusion=load(PARAMS).diffusion
+    )
+    with pytest.raises(LatentflowError, match=words):
+        step.run(inputs, tmp_path / "encoded", tmp_path, tmp_path / "model")
+
+
+@pytest.mark.parametrize("family", ["pixart", "unet"])
+def test_pictures_of_several_shapes_train_together(family: str, tmp_path: Path) -> None:
+    square, wide = (4, 4, 4), (4, 2, 6)
+    write_set(
+        tmp_path / "encoded",
+        Recipe({"train": [(square, 16), (wide, 16)], "validation": [(square, 4), (wide, 4)], "test": [(square, 4)]}),
+    )
+    encoded = EncodedSet.open(tmp_path / "encoded")
+    _, curves, *_ = train(encoded, tmp_path / "checkpoints", family)
+    assert all(torch.isfinite(torch.tensor(point)).all() for point in curves["train"])
+    assert len(curves["validation_by_sigma"]) == 10
 
 
 def test_dropped_captions_are_the_empty_one(encoded: EncodedSet) -> None:
