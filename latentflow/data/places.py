@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +13,8 @@ from latentflow.manifest import FILE, EncodedManifest
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+
+BLOCK = 2**26
 
 
 class Place(Protocol):
@@ -111,9 +114,17 @@ class RemotePlace:
         return data
 
     def fetch(self, name: str, path: Path) -> None:
-        """Copies a file to ``path``. Raises FileNotFoundError."""
+        """Copies a file to ``path``, in a few large requests: small ones cost more time than their bytes.
+
+        Raises FileNotFoundError.
+        """
         files, root = self._files()
-        self._asked(name, lambda: files.get_file(f"{root}/{name}", str(path)))
+        place = f"{root}/{name}"
+        size = int(self._asked(name, lambda: files.info(place)["size"]))
+        with path.open("wb") as copy:
+            for start in range(0, size, BLOCK):
+                end = min(start + BLOCK, size)
+                copy.write(self._asked(name, partial(files.cat_file, place, start=start, end=end)))
 
     def fetch_folder(self, name: str, path: Path) -> None:
         """Copies a folder with everything below it to ``path``. Raises FileNotFoundError."""
