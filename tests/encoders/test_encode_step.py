@@ -347,6 +347,17 @@ def command(world: World, records: Path, out: Path) -> list[str]:
     return ["-c", code, json.dumps(places), *map(str, (world.text, records, world.autoencoder, out))]
 
 
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In this process and those that it starts, as torchrun does: another number may change a last bit."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_two_at_once_make_one_set(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     records = world.records()
     expected = world.encode(records, "encoded")
@@ -358,6 +369,7 @@ def test_two_at_once_make_one_set(world: World, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_several_processes_share_the_work(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     records = world.records()
     expected = world.encode(records, "encoded")
@@ -371,6 +383,7 @@ def test_several_processes_share_the_work(world: World, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_killed_at_any_moment_it_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     import random
     import time
