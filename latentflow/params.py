@@ -351,6 +351,15 @@ STEP_INPUTS: dict[str, type[Section]] = {
 S = TypeVar("S", bound=Section)
 
 
+def on_any_machine(inputs: S) -> S:
+    """The inputs as a fingerprint takes them: the same results come of any number of ``workers``."""
+    sections = {name: getattr(inputs, name) for name in type(inputs).model_fields}
+    counted = {name: section for name, section in sections.items() if "workers" in type(section).model_fields}
+    return inputs.model_copy(
+        update={name: section.model_copy(update={"workers": 0}) for name, section in counted.items()}
+    )
+
+
 def parse(model: type[S], values: Any, source: str) -> S:
     """Validates ``values``; every fault becomes a line with the field, what was found and what was expected."""
     try:

@@ -6,8 +6,13 @@ from PIL import Image
 from torch import Tensor
 
 
+def from_bytes(pictures: Tensor) -> Tensor:
+    """Pictures (..., h, w, 3) uint8 to pixels (..., 3, h, w) float32 in [-1, 1], in the memory order that they had."""
+    return pictures.movedim(-1, -3).float() / 127.5 - 1
+
+
 def to_bytes(pixels: Tensor) -> Tensor:
-    """Pixels in [-1, 1] to uint8 of the same shape, the inverse of ``RecordSet.pixels``."""
+    """Pixels in [-1, 1] to uint8 of the same shape, the inverse of ``from_bytes``' scale."""
     return ((pixels + 1) * 127.5).round().clamp(0, 255).byte()
 
 

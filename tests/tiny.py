@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
     from transformers import BertTokenizer
 
     from latentflow.data.records import Record
@@ -17,7 +18,7 @@ CALL = {"num_inference_steps": 3, "guidance_scale": 2.0, "height": RESOLUTION, "
 def build_pipeline(folder: Path) -> Path:
     """Writes a StableDiffusionPipeline with untrained weights and its generation.json, as `train` writes them."""
     import torch
-    from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import BertConfig, BertModel
 
     from latentflow.diffusion import Diffusion
@@ -36,15 +37,7 @@ def build_pipeline(folder: Path) -> Path:
                 use_attention_mask=True,
             )
         ).eval()
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=RESOLUTION,
-            scaling_factor=1.0,
-        ).eval()
+        vae = build_vae().eval()
         unet = UNet2DConditionModel(
             sample_size=RESOLUTION // 2,
             block_out_channels=(8, 16),
@@ -72,6 +65,21 @@ def build_pipeline(folder: Path) -> Path:
     (folder / "generation.json").write_text(json.dumps(generation), encoding="utf-8")
     (folder / "diffusion.json").write_text(json.dumps(Diffusion().to_json()), encoding="utf-8")
     return folder
+
+
+def build_vae() -> "AutoencoderKL":
+    """An AutoencoderKL of factor 2 whose weights come of the global generator."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=RESOLUTION,
+        scaling_factor=1.0,
+    )
 
 
 def build_tokenizer(folder: Path) -> "BertTokenizer":

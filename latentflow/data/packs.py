@@ -107,21 +107,21 @@ class Packs:
         write_json(_note(path), described.model_dump(mode="json"))
         return described
 
-    def drop_superseded(self, in_use: set[Path]) -> int:
-        """Removes packs whose every row also lies in a pack that is in use; returns how many."""
-        kept = {key for path in in_use for key in _keys(path)}
-        dropped = 0
-        for path in sorted(self.folder.glob("*.safetensors")):
-            if path not in in_use and kept.issuperset(_keys(path)):
-                for one in (path, _note(path), Path(f"{path}.lock")):
-                    one.unlink(missing_ok=True)
-                dropped += 1
-        return dropped
-
 
 def missing(keys: Sequence[bytes], places: dict[bytes, Place]) -> list[bytes]:
     """The rows that have to be encoded, each once, in their order."""
     return [key for key in dict.fromkeys(keys) if key not in places]
+
+
+def drop_superseded(in_use: Sequence[Path]) -> None:
+    """Removes, beside the packs in use, those whose every row also lies in one of these: no encoding is lost."""
+    for folder in {path.parent for path in in_use}:
+        used = {path for path in in_use if path.parent == folder}
+        kept = {key for path in used for key in _keys(path)}
+        for path in set(folder.glob("*.safetensors")) - used:
+            if kept.issuperset(_keys(path)):
+                for one in (path, _note(path), Path(f"{path}.lock")):
+                    one.unlink(missing_ok=True)
 
 
 def _note(path: Path) -> Path:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latentflow.data import buckets
+from latentflow.data.records import SPLITS
 from latentflow.data.shards import latents_name, text_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,10 @@ class RecordSet:
         """Squares as (n, 3, resolution, resolution) float32 in [-1, 1]."""
         import torch
 
+        from latentflow.pictures import from_bytes
+
         arrays = [np.asarray(self.image(record, resolution, resolution)) for record in records]
-        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return from_bytes(torch.from_numpy(np.stack(arrays)))
 
 
 def split_of(record_id: str, validation_fraction: float, test_fraction: float) -> str:

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentflow.pictures import from_bytes
+
 if TYPE_CHECKING:
     from latentflow.data.records import Record, RecordSet
 
@@ -30,7 +32,7 @@ class SquarePictures:
     def at(self, rows: Sequence[int]) -> Tensor:
         """Pictures (n, 3, resolution, resolution) float32 in [-1, 1]."""
         pixels = self._decode(rows) if self._kept is None else self._kept[torch.as_tensor(rows)]
-        return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return from_bytes(pixels)
 
     def _decode(self, rows: Sequence[int]) -> Tensor:
         side = self._resolution

@@ -74,17 +74,6 @@ def fill(encoders: Encoders, jobs: "Sequence[LatentsJob | TextJob]") -> list[Fin
     return [future.result() for future in finished]
 
 
-def drop_superseded(encoders: Encoders, jobs: "Sequence[LatentsJob | TextJob]") -> None:
-    """Removes packs of the jobs' kinds whose every row also lies in the jobs' own packs: no encoding is lost."""
-    in_use: dict[Path, tuple[Packs, set[Path]]] = {}
-    for job in jobs:
-        rows = encoders.of(job)
-        packs = rows.packs(job)
-        in_use.setdefault(packs.folder, (packs, set()))[1].add(packs.path(rows.keys(job)))
-    for packs, paths in in_use.values():
-        packs.drop_superseded(paths)
-
-
 def _tensors(rows: "Rows[J]", packs: Packs, job: J, keys: list[bytes]) -> dict[str, Tensor]:
     """The shard's tensors, of which only those rows are encoded that no pack holds."""
     places = packs.places(keys)

@@ -33,6 +33,7 @@ from latentflow.encoders.text import TextEncoder
 from latentflow.errors import LatentflowError
 from latentflow.files import atomic_folder, digest_json, write_json
 from latentflow.params import EncodeParams
+from latentflow.pictures import from_bytes
 
 # Raised by hand when equal inputs would give other rows.
 LATENTS_VERSION = 2
@@ -97,7 +98,7 @@ class PictureRows:
 
     def _latents(self, pixels: Tensor, clips: bool) -> dict[str, Tensor]:
         """Pixels (n, f, h, w, 3) uint8 to latents (n, c, f, h, w), for pictures (n, c, h, w)."""
-        values = pixels.to(self.vae.device, non_blocking=True).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+        values = from_bytes(pixels.to(self.vae.device, non_blocking=True))
         columns = self._posterior(values, "")
         if self.params.flip:
             columns |= self._posterior(values.flip(-1), "_flipped")
@@ -132,7 +133,7 @@ class CaptionRows:
         return self._packs
 
     def keys(self, job: TextJob) -> list[bytes]:
-        return [hashlib.sha256(caption.encode()).digest() for caption in job.captions]
+        return [_caption_key(caption) for caption in job.captions]
 
     @cached_property
     def text(self) -> TextEncoder:
@@ -144,7 +145,7 @@ class CaptionRows:
     def encode(self, job: TextJob, wanted: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """The tensors of the job's captions ``wanted``, batch by batch."""
         captions = [job.captions[row] for row in wanted]
-        keys = _as_rows([hashlib.sha256(caption.encode()).digest() for caption in captions])
+        keys = _as_rows([_caption_key(caption) for caption in captions])
         dtype = getattr(torch, self.params.dtype)
         for rows, new in full_batches(len(captions), self.params.batch_size):
             hidden, mask = self.text.encode([captions[row] for row in rows])
@@ -214,6 +215,10 @@ def _namespace(root: Path, made_from: dict[str, Any]) -> Path:
 def _note(folder: Path, made_from: dict[str, Any]) -> None:
     """Says beside the packs what they were made from, for `encode --explain`."""
     write_json(folder / MADE_FROM, made_from)
+
+
+def _caption_key(caption: str) -> bytes:
+    return hashlib.sha256(caption.encode()).digest()
 
 
 def _workers(wanted: int, batches: int) -> int:

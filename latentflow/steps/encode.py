@@ -14,6 +14,7 @@ from latentflow.errors import LatentflowError
 from latentflow.files import (
     atomic_file,
     atomic_folder,
+    clone_file,
     copy_tree_or_file,
     digest_folder,
     digest_json,
@@ -30,7 +31,7 @@ from latentflow.manifest import (
     TextFacts,
     fingerprint,
 )
-from latentflow.params import EncodeInputs
+from latentflow.params import EncodeInputs, on_any_machine
 from latentflow.workspace import store
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def run(inputs: EncodeInputs, records: Path, autoencoder: Path, out: Path, force
 
     Under torchrun or accelerate every process encodes its part; the first then writes the set.
     """
-    from latentflow.encoders.filling import drop_superseded, fill
+    from latentflow.data.packs import drop_superseded
+    from latentflow.encoders.filling import fill
 
     with _disk_trouble(out):
         work = _Work.open(inputs, records, autoencoder, force_rerun)
@@ -74,7 +76,7 @@ def run(inputs: EncodeInputs, records: Path, autoencoder: Path, out: Path, force
                     for one in finished:
                         copy_tree_or_file(one.pack, folder / one.shard.file)
                     work.describe([one.shard for one in finished], work.hand_over_text(folder), folder)
-                drop_superseded(work.encoders, work.plan.jobs)
+                drop_superseded([one.pack for one in finished])
     return EncodedManifest.read(out)
 
 
@@ -89,7 +91,7 @@ def run_part(
         finished = fill(work.encoders, work.plan.part(part.number, part.of))
         for one in finished:
             with atomic_file(out / one.shard.file) as temporary:
-                copy_tree_or_file(one.pack, temporary)
+                clone_file(one.pack, temporary)
         text = work.hand_over_text(out) if part.number == 1 else None
         shards = [one.shard for one in finished]
         made = EncodedPart(fingerprint=work.fingerprint, number=part.number, of=part.of, shards=shards, text=text)
@@ -156,8 +158,6 @@ class _Work:
                 "are shorter than what encode.clip_* asks of them" if params.clip_frames else "need encode.clip_frames"
             )
             log.warning("%d clips are left out: they %s", made.left_out, why)
-        # The same rows come of any number of workers.
-        anywhere = inputs.model_copy(update={"encode": params.model_copy(update={"workers": 0})})
         return cls(
             inputs=inputs,
             records=record_set,
@@ -166,7 +166,7 @@ class _Work:
             plan=made,
             encoders=encoders,
             digests=digests,
-            fingerprint=fingerprint("encode", VERSION, anywhere, digests, token),
+            fingerprint=fingerprint("encode", VERSION, on_any_machine(inputs), digests, token),
         )
 
     def hand_over_text(self, folder: Path) -> TextFacts:
@@ -178,7 +178,7 @@ class _Work:
         captions = self.encoders.captions
         (prompts,) = fill(self.encoders, [captions.prompts])
         with atomic_file(folder / PROMPTS) as temporary:
-            copy_tree_or_file(prompts.pack, temporary)
+            clone_file(prompts.pack, temporary)
         saved = SavedText(captions.saved())
         for name in ("text_encoder", "tokenizer"):
             with atomic_folder(folder / name) as temporary:
@@ -195,12 +195,13 @@ class _Work:
 
     def describe(self, shards: list[Shard], text: TextFacts, folder: Path) -> EncodedManifest:
         """Writes index, metrics and manifest of the set of ``shards`` into ``folder``."""
+        from latentflow.data.records import SPLITS
         from latentflow.data.shards import INDEX, statistics, write_index
 
         write_index(folder / INDEX, self.plan, self.records.arrow["id"])
         mean, std = statistics(shards)
         _check_scale(mean, std, self.trained)
-        counts = {split: sum(s.count for s in shards if s.split == split) for split in ("train", "validation", "test")}
+        counts = {split: sum(s.count for s in shards if s.split == split) for split in SPLITS}
         if text.captions_cut:
             log.warning(
                 "%d captions are longer than encode.max_tokens %d and are cut",

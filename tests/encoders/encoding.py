@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tiny import WORDS, build_tokenizer
+from tiny import RESOLUTION, WORDS, build_tokenizer, build_vae
 
 from latentflow.files import digest_folder
 from latentflow.manifest import AutoencoderManifest
@@ -14,7 +14,6 @@ from latentflow.params import EncodeInputs, IngestInputs, load
 from latentflow.steps import ingest
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
-RESOLUTION = 16
 SHAPES = ((20, 20), (20, 40), (40, 20), (18, 25))
 
 
@@ -54,19 +53,10 @@ def make_records(pictures: Path, out: Path) -> Path:
 def build_autoencoder(folder: Path, seed: int = 0) -> Path:
     """What the autoencoder step leaves: a VAE of factor 2 with untrained weights."""
     import torch
-    from diffusers import AutoencoderKL
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=RESOLUTION,
-            scaling_factor=1.0,
-        )
+        vae = build_vae()
     vae.save_pretrained(folder / "vae")
     weights = digest_folder(folder / "vae")
     AutoencoderManifest(
