@@ -43,7 +43,7 @@ def main(words: list[str]) -> None:
         figure = COUNTED * records / (last - first)
     else:
         # Every reader but one speaks to S3 through one of these.
-        for name in ("boto3", "s3fs"):
+        for name in ("boto3", "s3fs", *party.also):
             importlib.import_module(name)
         place = Remote(words[4], words[5], words[6], Path(words[7]))
         start = time.perf_counter()

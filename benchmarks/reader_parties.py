@@ -83,6 +83,8 @@ class Party:
     read: Callable[[Ask], Iterator[Pair]]
     workers: tuple[int, ...] = (0, 2)
     remote: bool = True
+    also: tuple[str, ...] = ()
+    """Further modules that reading imports."""
 
     def absent(self) -> str:
         """Why this reader cannot take part; empty when it can."""
@@ -371,7 +373,8 @@ def read_datasets_torch(ask: Ask) -> Iterator[Pair]:
     batches = loaded(dataset, ask.workers, sampler=random, batch_size=None)
     for _ in range(ask.epochs):
         for batch in batches:
-            yield batch["latents"], batch["text"]
+            # Its torch format gives every floating type as float32.
+            yield batch["latents"], batch["text"].half()
 
 
 PARTIES = (
@@ -382,6 +385,7 @@ PARTIES = (
         write_ours,
         read_ours,
         (0,),
+        also=("latentflow.data.encoded", "latentflow.training.loader", "pandas"),
     ),
     Party("litdata", "litdata", "latents and text; chunks shuffled, then rows in a chunk", write_litdata, read_litdata),
     Party(

@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from latentflow.errors import LatentflowError
-from latentflow.files import atomic_file, sha256_file
+from latentflow.files import atomic_file
 from latentflow.workspace import store
 
 GB = 1_000_000_000
@@ -20,6 +20,8 @@ class Cache:
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder
         self._limit = limit
+        # Looking through the folder takes time, so it is done once per hundredth of the limit, and at first.
+        self._unseen = limit
 
     @classmethod
     def from_environment(cls) -> "Cache":
@@ -32,8 +34,10 @@ class Cache:
             raise LatentflowError(f"LATENTFLOW_CACHE_GB: expected a number of gigabytes, found {given!r}.") from None
         return cls(folder, int(limit * GB))
 
-    def get(self, sha256: str, origin: str, fetch: Callable[[Path], None]) -> Path:
+    def get(self, sha256: str, origin: str, fetch: Callable[[Path], str]) -> Path:
         """The file of that digest; ``fetch`` writes it to the path that it is given if it is not here yet.
+
+        ``fetch`` returns the sha256 of what it wrote.
 
         One process fetches, others wait for it. Raises LatentflowError, naming ``origin``, on other bytes than wanted.
         """
@@ -46,8 +50,7 @@ class Cache:
             for left in path.parent.glob(f".{path.name}.*"):
                 left.unlink(missing_ok=True)
             with atomic_file(path) as temporary:
-                fetch(temporary)
-                if (found := sha256_file(temporary)) != sha256:
+                if (found := fetch(temporary)) != sha256:
                     raise LatentflowError(
                         f"{origin} has sha256 {found}, the manifest says {sha256}: upload the file again."
                     )
@@ -68,6 +71,10 @@ class Cache:
 
     def _shrink(self, kept: Path) -> None:
         """Drops files until the rest fits. ``kept`` stays, and with it the work that waits for it."""
+        self._unseen += kept.stat().st_size
+        if self._unseen < self._limit / 100:
+            return
+        self._unseen = 0
         with self._lock("shrink"):
             files = sorted((path.stat().st_mtime_ns, path) for path in (self.folder / "files").glob("*/[!.]*"))
             total = sum(path.stat().st_size for _, path in files)

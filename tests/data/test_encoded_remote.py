@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 import torch
 from encoded_sets import Recipe, write_set
 
+from latentflow.data import places
 from latentflow.data.cache import Cache
 from latentflow.data.encoded import EncodedSet
 from latentflow.data.places import RemotePlace
@@ -105,6 +106,23 @@ def test_the_cache_stays_below_its_limit_and_what_was_dropped_comes_again(
     assert not [name for name in mapped if name == "(deleted)"]
 
 
+def copied(source: Path) -> Callable[[Path], str]:
+    """What fetches a file of this machine."""
+    return lambda target: sha256_file(Path(shutil.copy(source, target)))
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 128, 200])
+def test_a_file_of_any_size_comes_whole(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    monkeypatch.setattr(places, "BLOCK", 64)
+    bytes_ = os.urandom(size)
+    fsspec.filesystem("memory").pipe_file("/sizes/file", bytes_)
+    found = places.RemotePlace("memory://sizes", Cache(tmp_path, 1)).fetch("file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == bytes_
+    assert found == sha256_file(tmp_path / "file")
+
+
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     cache = Cache(tmp_path, limit=25)
     files = {}
@@ -114,7 +132,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
         files[number] = (sha256_file(source), source)
 
     def get(number: int) -> Path:
-        return cache.get(files[number][0], "a file", lambda target: shutil.copy(files[number][1], target))
+        return cache.get(files[number][0], "a file", copied(files[number][1]))
 
     first, second = get(0), get(1)
     os.utime(first, ns=(1, 1))
@@ -128,7 +146,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
 def test_one_file_larger_than_the_limit_is_kept_while_it_is_the_newest(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"a" * 100)
-    path = Cache(tmp_path / "cache", 10).get(sha256_file(source), "a file", lambda target: shutil.copy(source, target))
+    path = Cache(tmp_path / "cache", 10).get(sha256_file(source), "a file", copied(source))
     assert path.stat().st_size == 100
 
 
@@ -168,10 +186,10 @@ def test_a_limit_that_is_no_number(cache: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def _fetch(folder: Path, source: Path, log: Path) -> None:
-    def copy(target: Path) -> None:
+    def copy(target: Path) -> str:
         with log.open("a") as file:
             file.write("fetched\n")
-        shutil.copy(source, target)
+        return copied(source)(target)
 
     assert Cache(folder, 10**9).get(sha256_file(source), "a file", copy).read_bytes() == source.read_bytes()
 
@@ -196,7 +214,7 @@ def test_what_a_killed_fetch_left_is_swept(tmp_path: Path) -> None:
     left = tmp_path / "cache" / "files" / digest[:2] / f".{digest}.left"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"who")
-    Cache(tmp_path / "cache", 100).get(digest, "a file", lambda target: shutil.copy(source, target))
+    Cache(tmp_path / "cache", 100).get(digest, "a file", copied(source))
     assert [path.name for path in left.parent.iterdir()] == [digest]
 
 
