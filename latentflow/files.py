@@ -51,8 +51,11 @@ def digest_model(name: str) -> str:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; on success it is synced and renamed over ``path``."""
+def atomic_file(path: Path, synced: bool = True) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it is synced and renamed over ``path``.
+
+    ``synced=False`` is for what is compared with a digest before it is used and can be had again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -60,7 +63,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
-        _sync(temporary)
+        if synced:
+            _sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from latentflow.errors import LatentflowError
-from latentflow.files import atomic_file
+from latentflow.files import atomic_file, sha256_file
 from latentflow.workspace import store
 
 GB = 1_000_000_000
@@ -22,6 +22,7 @@ class Cache:
         self._limit = limit
         # Looking through the folder takes time, so it is done once per hundredth of the limit, and at first.
         self._unseen = limit
+        self._checked: set[str] = set()
 
     @classmethod
     def from_environment(cls) -> "Cache":
@@ -37,23 +38,25 @@ class Cache:
     def get(self, sha256: str, origin: str, fetch: Callable[[Path], str]) -> Path:
         """The file of that digest; ``fetch`` writes it to the path that it is given if it is not here yet.
 
-        ``fetch`` returns the sha256 of what it wrote.
-
-        One process fetches, others wait for it. Raises LatentflowError, naming ``origin``, on other bytes than wanted.
+        ``fetch`` returns the sha256 of what it wrote. A file that was there is compared with its digest once; one that
+        a crash of the machine or a bad disk damaged is fetched again. One process fetches, others wait for it.
+        Raises LatentflowError, naming ``origin``, on other bytes than wanted.
         """
         path = self.folder / "files" / sha256[:2] / sha256
-        if self.use(path):
+        if sha256 in self._checked and self.use(path):
             return path
         with self._lock(sha256):
-            if self.use(path):
+            if self.use(path) and (sha256 in self._checked or sha256_file(path) == sha256):
+                self._checked.add(sha256)
                 return path
             for left in path.parent.glob(f".{path.name}.*"):
                 left.unlink(missing_ok=True)
-            with atomic_file(path) as temporary:
+            with atomic_file(path, synced=False) as temporary:
                 if (found := fetch(temporary)) != sha256:
                     raise LatentflowError(
                         f"{origin} has sha256 {found}, the manifest says {sha256}: upload the file again."
                     )
+            self._checked.add(sha256)
         self._shrink(path)
         return path
 

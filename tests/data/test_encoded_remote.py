@@ -207,6 +207,16 @@ def test_processes_at_once_fetch_a_file_once(tmp_path: Path) -> None:
     assert log.read_text() == "fetched\n"
 
 
+def test_a_cached_file_that_was_damaged_is_fetched_again(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"whole")
+    digest = sha256_file(source)
+    path = Cache(tmp_path / "cache", 100).get(digest, "a file", copied(source))
+    path.write_bytes(b"who")
+    again = Cache(tmp_path / "cache", 100).get(digest, "a file", copied(source))
+    assert (again, again.read_bytes()) == (path, b"whole")
+
+
 def test_what_a_killed_fetch_left_is_swept(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"whole")
