@@ -63,7 +63,7 @@ class Variant:
         chosen = self.inputs("train", f"train.steps={steps}", *rare)
         encoded, vae, model = (self.folder / name for name in ("encoded", "autoencoder", "model"))
         start = time.perf_counter()
-        train.run(chosen, encoded, vae, model, force_rerun=str(start))
+        train.run(chosen, train.Sources(encoded, vae), model, force_rerun=str(start))
         seconds = time.perf_counter() - start
         shutil.rmtree(WORK / ".latentflow" / "store" / "train")  # no run goes on from these checkpoints
         return seconds

@@ -79,7 +79,7 @@ def run(params: Params, out: Path) -> None:
         "ingest": lambda: ingest.run(for_step(params, "ingest"), records),
         "autoencoder": lambda: autoencoder.run(for_step(params, "autoencoder"), records, vae),
         "encode": lambda: encode.run(for_step(params, "encode"), records, vae, encoded),
-        "train": lambda: train.run(for_step(params, "train"), encoded, vae, model),
+        "train": lambda: train.run(for_step(params, "train"), train.Sources(encoded, vae), model),
     }
     for name, step in steps.items():
         start = time.perf_counter()

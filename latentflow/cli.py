@@ -121,13 +121,26 @@ def train(
     autoencoder: Autoencoder = AUTOENCODER,
     out: Out = MODEL,
     force_rerun: Token = "",
+    resume_from: Annotated[
+        str, typer.Option(help="Go on from this checkpoint (folder or URL); refused if it is of another training.")
+    ] = "",
+    extend_steps: Annotated[
+        bool, typer.Option("--extend-steps", help="With --resume-from: train.steps may be another than it was.")
+    ] = False,
 ) -> None:
-    """Train the denoiser by flow matching; a killed run goes on from its last checkpoint."""
+    """Train the denoiser by flow matching; a killed run goes on from its last checkpoint.
+
+    After SIGTERM it leaves a checkpoint and exits with code 75. Several GPUs or nodes: start it by torchrun, as
+    `torchrun --nproc-per-node 8 -m latentflow.cli train`.
+    """
     inputs = _inputs("train", params, overrides)
+    if extend_steps and not resume_from:
+        raise LatentflowError("--extend-steps says something about --resume-from; give both.")
     from latentflow.steps import train as step
 
-    step.run(inputs, encoded, autoencoder, out, force_rerun)
-    _done(f"diffusers pipeline in {out / 'pipeline'}, sample grids in {out / 'samples'}", "latentflow evaluate")
+    resume = step.Resume(resume_from, extend_steps) if resume_from else None
+    if step.run(inputs, step.Sources(encoded, autoencoder), out, force_rerun, resume):
+        _done(f"diffusers pipeline in {out / 'pipeline'}, sample grids in {out / 'samples'}", "latentflow evaluate")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """On what a step computes: the accelerator's settings and the weights' seed."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,16 +11,22 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def accelerator(precision: str) -> "Accelerator":
-    """Accelerate's object with fp32 weights under autocast; ``auto`` is bf16 on a GPU that has it, else fp32.
+def precision(wanted: str) -> str:
+    """What ``auto`` is on this machine: bf16 on a GPU that has it, else fp32; any other name itself.
 
     On CPUs without bf16 arithmetic autocast is many times slower than fp32, so `auto` never picks it there.
     """
+    if wanted != "auto":
+        return wanted
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def accelerator(wanted: str) -> "Accelerator":
+    """Accelerate's object with fp32 weights under autocast of that precision."""
     from accelerate import Accelerator
 
-    if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    chosen = precision(wanted)
+    return Accelerator(mixed_precision="no" if chosen == "fp32" else chosen)
 
 
 def best_device() -> torch.device:
@@ -37,7 +44,9 @@ def seeded_weights(seed: int) -> Iterator[None]:
 
 def step_generator(seed: int, stream: str, step: int) -> torch.Generator:
     """A CPU generator for one step of one stream of randomness, so that any step can be repeated by itself."""
-    import hashlib
+    return torch.Generator("cpu").manual_seed(step_seed(seed, stream, step))
 
-    key = hashlib.sha256(f"{seed}/{stream}/{step}".encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(key[:8]) >> 1)
+
+def step_seed(seed: int, stream: str, step: int) -> int:
+    """The seed of that generator."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stream}/{step}".encode()).digest()[:8]) >> 1

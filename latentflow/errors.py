@@ -11,3 +11,7 @@ class ParamsError(LatentflowError):
 
 class RegistryError(LatentflowError):
     """MLflow could not be reached or refused a request; what was made on disk is kept."""
+
+
+EXIT_PREEMPTED = 75
+"""Exit code of a training that SIGTERM ended after a checkpoint (EX_TEMPFAIL): the same command goes on with it."""

@@ -18,10 +18,15 @@ def store() -> Path:
     return Path(os.environ.get("LATENTFLOW_STORE") or ".latentflow/store").absolute()
 
 
+def work_place(step: str, fingerprint: str) -> Path:
+    """Where one step's work lies under its fingerprint."""
+    return store() / step / fingerprint[:32]
+
+
 @contextmanager
 def work_folder(step: str, fingerprint: str) -> Iterator[Path]:
     """The folder of one step's work under its fingerprint, locked while in use so that two writers never mix."""
-    folder = store() / step / fingerprint[:32]
+    folder = work_place(step, fingerprint)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         _sweep(folder)

@@ -18,7 +18,9 @@ def train(
     """Trains the text-conditional denoiser by flow matching and writes a complete diffusers pipeline.
 
     Parameters, losses by step and sample grids go to the model's MLflow run. Checkpoints are kept in the work
-    store (``LATENTFLOW_STORE``); a run that was killed goes on from the last one when the store is still there.
+    store (``LATENTFLOW_STORE``), or below ``LATENTFLOW_CHECKPOINTS`` (a folder or a bucket's URL); a run that was
+    killed goes on from the last one when it is still there. After SIGTERM the step leaves a checkpoint and exits
+    with code 75, so that a retry goes on.
 
     Args:
         params: The ``train``, ``model`` and ``diffusion`` sections, as prerequisites emits them.
@@ -38,8 +40,10 @@ def train(
     from latentflow.steps import train as step
 
     inputs = parse(TrainInputs, params, "train")
-    out, parts = Path(model.path), [Path(one.path) for one in shards]
-    manifest = step.run(inputs, Path(encoded.path), Path(autoencoder.path), out, force_rerun, parts)
+    out = Path(model.path)
+    sources = step.Sources(Path(encoded.path), Path(autoencoder.path), [Path(one.path) for one in shards])
+    manifest = step.run(inputs, sources, out, force_rerun)
+    assert manifest, "a component is one process, and the main one"
 
     model.metadata.update(
         digest=manifest.digest, fingerprint=manifest.fingerprint, mlflow_run_id=manifest.mlflow_run_id

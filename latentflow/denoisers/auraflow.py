@@ -35,6 +35,9 @@ class AuraFlow:
             pos_embed_max_size=(latent_shape[-1] // sizes.patch_size) ** 2,
         )
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        return [*model.joint_transformer_blocks, *model.single_transformer_blocks]  # type: ignore[arg-type,list-item,misc]
+
     def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         output: Tensor = model(xt, text * mask[..., None].to(text.dtype), timestep / 1000).sample
         return output

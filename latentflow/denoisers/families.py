@@ -31,6 +31,9 @@ class Family(Protocol):
     def build(self, params: ModelParams, latent_shape: list[int], text_width: int) -> ModelMixin:
         """A new model for latents of shape (c, h, w) and captions of ``text_width``."""
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """The repeated parts that hold most of the weights, in order: what is sharded and compiled one by one."""
+
     def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """The model's output (n, c, h, w) for x_t, timesteps in thousandths (n,), text (n, t, w), mask (n, t)."""
 

@@ -33,6 +33,9 @@ class PixArt:
             use_additional_conditions=False,
         )
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        return list(model.transformer_blocks)  # type: ignore[arg-type,list-item,misc]
+
     def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         output: Tensor = model(
             xt,

@@ -37,6 +37,9 @@ class UNet:
         )
         return model.to(memory_format=torch.channels_last)
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        return [*model.down_blocks, model.mid_block, *model.up_blocks]  # type: ignore[arg-type,list-item,misc]
+
     def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
         output: Tensor = model(xt.contiguous(memory_format=torch.channels_last), timestep, text).sample
         return output

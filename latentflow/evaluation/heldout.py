@@ -60,13 +60,13 @@ def heldout_sigmas(definition: Definition) -> list[float]:
     return sigmas
 
 
-def heldout_groups(split: EncodedSplit, device: torch.device) -> list[Group]:
+def heldout_groups(split: EncodedSplit, device: torch.device, dtype: torch.dtype = torch.float32) -> list[Group]:
     """The split's samples by bucket; of more than ``CAP``, those whose ids have the smallest hashes."""
 
     def group(bucket: int, rows: Tensor) -> Group:
         def read(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             samples = split.samples(bucket, rows[chosen])
-            return samples.latents.float().to(device), samples.text.float().to(device), samples.text_mask.to(device)
+            return samples.latents.to(device, dtype), samples.text.to(device, dtype), samples.text_mask.to(device)
 
         return Group(len(rows), split.buckets[bucket].shape, read)
 
@@ -129,9 +129,9 @@ def _losses(
         batch = pairs[start : start + batch_size]
         clean, text, mask = group.read(torch.tensor([i for i, _ in batch]))
         sigma = torch.tensor([sigmas[j] for _, j in batch], dtype=torch.float64, device=clean.device)
-        noise = torch.stack([_noise(group.shape, seed, first + i, j) for i, j in batch]).to(clean.device)
+        noise = torch.stack([_noise(group.shape, seed, first + i, j) for i, j in batch]).to(clean)
         output = predict(definition.add_noise(clean, noise, sigma), sigma, text, mask)
-        error = output.float() - definition.target(clean, noise, sigma)
+        error = output.to(clean.dtype) - definition.target(clean, noise, sigma)
         losses.append(error.square().flatten(1).mean(1).double().cpu())
     return torch.cat(losses).reshape(len(sigmas), group.count)
 

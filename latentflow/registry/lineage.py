@@ -36,16 +36,21 @@ def lineage_from_environment() -> dict[str, str]:
 
 def flat_params(sections: BaseModel) -> dict[str, str]:
     """A step's validated sections as flat text: {"train.steps": "1300", "model.unet.channels": "[64, 128]", ...}."""
+    return flat_text(sections.model_dump(mode="json"))
+
+
+def flat_text(values: Mapping[str, Any]) -> dict[str, str]:
+    """Nested values as text under dotted names."""
     flat: dict[str, str] = {}
 
     def add(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             for key, inner in value.items():
                 add(f"{prefix}.{key}" if prefix else key, inner)
         else:
             flat[prefix] = str(value)
 
-    add("", sections.model_dump(mode="json"))
+    add("", values)
     return flat
 
 

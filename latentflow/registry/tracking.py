@@ -101,6 +101,13 @@ class Run:
         place = "/".join(part for part in (folder, path.name if path.is_dir() else "") if part)
         self._attempt(lambda: send(self.id, str(path), place or None))
 
+    def mark(self, name: str, value: str) -> None:
+        """A tag latentflow.<name>."""
+        if self._client is None:
+            return
+        client = self._client
+        self._attempt(lambda: client.set_tag(self.id, f"latentflow.{name}", value))
+
     def end(self, status: str) -> None:
         """Sends what waits and ends the run as FINISHED, FAILED or KILLED."""
         if self._client is None:
@@ -137,6 +144,11 @@ class Run:
             self._last_step[name] = max(point.step for point in self._client.get_metric_history(self.id, name))
         for artifact in self._client.list_artifacts(self.id, "images"):
             self._pictures.add("+".join(Path(artifact.path).name.replace("%", "+").split("+")[:3]))
+
+
+def untracked() -> Run:
+    """A run that logs nothing."""
+    return Run(None, "")
 
 
 @contextmanager

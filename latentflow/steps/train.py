@@ -1,65 +1,98 @@
 """train: the denoiser learns the encoded set; what comes out is a complete diffusers folder."""
 
-import csv
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentflow.data.places import read_manifest
 from latentflow.errors import LatentflowError
-from latentflow.files import (
-    atomic_folder,
-    copy_tree_or_file,
-    digest_folder,
-    digest_json,
-    sha256_file,
-    write_json,
-)
+from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, digest_json, sha256_file
 from latentflow.manifest import AutoencoderManifest, EncodedManifest, ModelManifest, fingerprint
 from latentflow.params import DiffusionParams, TrainInputs
-from latentflow.workspace import work_folder
+from latentflow.workspace import work_folder, work_place
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from latentflow.data.encoded import EncodedSet
-    from latentflow.denoisers import Denoiser
     from latentflow.diffusion import Diffusion
     from latentflow.registry.tracking import Run
-    from latentflow.training.checkpoint import Progress
-    from latentflow.training.loop import Curves, Observer
+    from latentflow.training.checkpoint import Identity, Progress
+    from latentflow.training.loop import Job
+    from latentflow.training.parallel import Parallel
+    from latentflow.training.report import Observer
+    from latentflow.training.vault import Checkpoint
 
     Starter = Callable[[Progress | None], Observer]
 
-VERSION = 2
-COLUMNS = {
-    "train": ("step", "loss", "gradient_norm", "learning_rate"),
-    "validation": ("step", "loss", "half_width"),
-    "validation_by_sigma": ("sigma", "loss", "half_width"),
-}
+VERSION = 3
+CHECKPOINTS = "LATENTFLOW_CHECKPOINTS"
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Resume:
+    """A checkpoint that the user named, a folder or an fsspec URL; ``more_steps`` allows another train.steps."""
+
+    checkpoint: str
+    more_steps: bool = False
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a training reads: the encoded set, in one place or with parts in others, and the autoencoder."""
+
+    encoded: Path | str
+    autoencoder: Path
+    parts: Sequence[Path | str] = ()
+
+
 def run(
-    inputs: TrainInputs,
-    encoded: Path | str,
-    autoencoder: Path,
-    out: Path,
-    force_rerun: str = "",
-    parts: Sequence[Path | str] = (),
-) -> ModelManifest:
+    inputs: TrainInputs, sources: Sources, out: Path, force_rerun: str = "", resume: Resume | None = None
+) -> ModelManifest | None:
     """Trains from the newest checkpoint of the same fingerprint, or the beginning, and writes the model folder.
 
-    ``encoded`` is a folder or an fsspec URL; shards may also lie in ``parts``.
+    Started by torchrun or accelerate, all processes call this; None is returned in all but the main one.
+    Checkpoints lie in the work store, or below LATENTFLOW_CHECKPOINTS (a folder or an fsspec URL). Raises
+    PreemptedError (an exit with code 75) when SIGTERM ended it after a checkpoint.
     """
-    manifest = read_manifest(encoded)
-    vae_manifest = AutoencoderManifest.read(autoencoder)
+    from latentflow.training.parallel import parallel
+
+    manifest = read_manifest(sources.encoded)
+    digests = _inputs(inputs, sources, manifest)
+    with parallel(inputs.train) as together:
+        named, started_from = _named(inputs, digests, resume)
+        digests |= started_from
+        key = fingerprint("train", VERSION, inputs, digests, force_rerun)
+        # One process holds the lock for all.
+        place: AbstractContextManager[Path] = (
+            work_folder("train", key) if together.main else nullcontext(work_place("train", key))
+        )
+        with place as work:
+            done = work / "done"
+            if not together.any_true(together.main and done.is_dir()):
+                _train(inputs, sources, work, _identity(inputs, digests, key), together, named)
+            elif together.main:
+                log.info("the model of these parameters and data is in the work store; nothing to train")
+            together.everywhere(lambda: _hand_out(done, out))
+    return ModelManifest.read(out) if together.main else None
+
+
+def _hand_out(done: Path, out: Path) -> None:
+    with atomic_folder(out) as folder:
+        copy_tree_or_file(done, folder)
+
+
+def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest) -> dict[str, str]:
+    """Checks that everything fits together, before any device is asked for; the digests of all that is read."""
+    vae_manifest = AutoencoderManifest.read(sources.autoencoder)
     if manifest.inputs["autoencoder"] != vae_manifest.digest:
         raise LatentflowError(
-            f"{encoded} was encoded with another autoencoder than {autoencoder}; run `latentflow encode`."
+            f"{sources.encoded} was encoded with another autoencoder than {sources.autoencoder}; run `latentflow encode`."
         )
     if inputs.train.batch_size > manifest.counts["train"]:
         raise LatentflowError(
@@ -68,18 +101,8 @@ def run(
         )
     _check_captions(inputs, manifest)
     _check_shapes(inputs, manifest)
-    _check_processes()
-    digests = {"encoded": manifest.digest, "autoencoder": vae_manifest.digest} | _own_definition(inputs.diffusion)
-    key = fingerprint("train", VERSION, inputs, digests, force_rerun)
-    with work_folder("train", key) as work:
-        done = work / "done"
-        if not done.is_dir():
-            _train(inputs, (encoded, *parts), autoencoder, work, key, digests)
-        else:
-            log.info("the model of these parameters and data is in the work store; nothing to train")
-        with atomic_folder(out) as folder:
-            copy_tree_or_file(done, folder)
-    return ModelManifest.read(out)
+    digests = {"encoded": manifest.digest, "autoencoder": vae_manifest.digest}
+    return digests | _own_definition(inputs.diffusion) | _pretrained(inputs)
 
 
 def _check_captions(inputs: TrainInputs, manifest: EncodedManifest) -> None:
@@ -112,51 +135,102 @@ def _check_shapes(inputs: TrainInputs, manifest: EncodedManifest) -> None:
         )
 
 
-def _check_processes() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise LatentflowError("train runs as one process for now; start it without accelerate launch or torchrun.")
+def _identity(inputs: TrainInputs, digests: dict[str, str], key: str) -> "Identity":
+    from latentflow.registry.lineage import flat_text
+    from latentflow.training.checkpoint import Identity
+
+    return Identity(key, flat_text(inputs.identity()), digests)
+
+
+def _named(
+    inputs: TrainInputs, digests: dict[str, str], resume: Resume | None
+) -> "tuple[Checkpoint | None, dict[str, str]]":
+    """The checkpoint that the user named; if it was of fewer steps, also its digest, as one more input.
+
+    Raises LatentflowError naming what differs from the checkpoint's own training.
+    """
+    if resume is None:
+        return None, {}
+    from latentflow.training.checkpoint import Progress, require_same
+    from latentflow.training.vault import FILES, open_checkpoint
+
+    found = open_checkpoint(resume.checkpoint)
+    progress = Progress.read(found.folder)
+    require_same(resume.checkpoint, progress.identity, _identity(inputs, digests, ""), resume.more_steps)
+    if progress.step >= inputs.train.steps:
+        raise LatentflowError(
+            f"{resume.checkpoint} is of step {progress.step}, and train.steps is {inputs.train.steps}: raise it."
+        )
+    same = progress.identity.parameters["train.steps"] == str(inputs.train.steps)
+    return found, {} if same else {"resumed_from": sha256_file(found.folder / FILES)}
 
 
 def _train(
     inputs: TrainInputs,
-    places: tuple[Path | str, ...],
-    autoencoder: Path,
+    sources: Sources,
     work: Path,
-    key: str,
-    digests: dict[str, str],
+    identity: "Identity",
+    together: "Parallel",
+    named: "Checkpoint | None",
 ) -> None:
     from latentflow import denoisers
     from latentflow.data.encoded import EncodedSet
     from latentflow.denoisers import FAMILIES, Denoiser
-    from latentflow.registry.lineage import flat_params, lineage_from_environment, with_params
-    from latentflow.training import loop
+    from latentflow.training import delivery, loop
+    from latentflow.training.vault import Keep, Vault
 
-    encoded_set = EncodedSet.open(places[0], places[1:])
-    shape, width = encoded_set.manifest.latent_shape, encoded_set.manifest.text_width
-    model = denoisers.build(inputs.model, shape, width, inputs.train.seed)
+    encoded = EncodedSet.open(sources.encoded, sources.parts)
     diffusion = _diffusion(inputs.diffusion)
-    denoiser = Denoiser(FAMILIES[inputs.model.denoiser], model, diffusion.definition)
-    lineage = (
-        lineage_from_environment()
-        | _data_lineage(encoded_set.manifest)
-        | {f"digest_{name}": d for name, d in digests.items()}
-    )
+    model = denoisers.start(inputs.model, encoded.manifest.latent_shape, encoded.manifest.text_width, inputs.train.seed)
     log.info("%s with %.1f M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)
-    with _observed(inputs, lineage, encoded_set, autoencoder, work) as (start, run_id):
-        averaged, curves = loop.train(inputs.train, diffusion, denoiser, encoded_set, work / "checkpoints", key, start)
-        with atomic_folder(work / "done") as folder:
-            _write_pipeline(averaged, denoiser, encoded_set, autoencoder, diffusion, folder / "pipeline")
-            _write_curves(curves, folder)
-            copy_tree_or_file(work / "samples", folder / "samples")
-            ModelManifest(
-                digest=digest_folder(folder / "pipeline"),
-                fingerprint=key,
-                inputs=digests,
-                pipeline_class=denoiser.family.pipeline_class,
-                resolution=encoded_set.manifest.resolution,
-                mlflow_run_id=run_id(),
-                lineage=with_params(lineage, flat_params(inputs)),
-            ).write(folder)
+    job = loop.Job(
+        params=inputs.train,
+        diffusion=diffusion,
+        denoiser=Denoiser(FAMILIES[inputs.model.denoiser], model, diffusion.definition),
+        encoded=encoded,
+        vault=Vault(_checkpoints(work, identity), Keep(inputs.train.keep_last, inputs.train.keep_every)),
+        identity=identity,
+    )
+    with _observed(inputs, job, sources, work, together) as (start, run):
+        trained, curves = loop.train(job, together, start, named)
+
+        def deliver() -> None:
+            with atomic_folder(work / "done") as folder:
+                delivery.write(job, trained, curves, sources.autoencoder, folder)
+                copy_tree_or_file(work / "samples", folder / "samples")
+                _manifest(inputs, job, folder, run().id).write(folder)
+                run().log_adapter(folder / delivery.ADAPTER, inputs.model.pretrained)
+
+        together.everywhere(deliver)
+
+
+def _checkpoints(work: Path, identity: "Identity") -> Path | str:
+    """Where this training's checkpoints lie: by its fingerprint below LATENTFLOW_CHECKPOINTS, or in the work store."""
+    place = os.environ.get(CHECKPOINTS)
+    return f"{place.rstrip('/')}/{identity.fingerprint[:32]}" if place else work / "checkpoints"
+
+
+def _manifest(inputs: TrainInputs, job: "Job", folder: Path, run_id: str) -> ModelManifest:
+    from latentflow.registry.lineage import flat_params, with_params
+
+    return ModelManifest(
+        digest=digest_folder(folder / "pipeline"),
+        fingerprint=job.identity.fingerprint,
+        inputs=job.identity.inputs,
+        pipeline_class=job.denoiser.family.pipeline_class,
+        resolution=job.encoded.manifest.resolution,
+        mlflow_run_id=run_id,
+        lineage=with_params(_lineage(job), flat_params(inputs)),
+    )
+
+
+def _pretrained(inputs: TrainInputs) -> dict[str, str]:
+    """The digest of the weights that training begins with, if they are given."""
+    if not inputs.model.pretrained:
+        return {}
+    from latentflow import denoisers
+
+    return {"pretrained": denoisers.digest(inputs.model)}
 
 
 def _own_definition(params: DiffusionParams) -> dict[str, str]:
@@ -185,101 +259,72 @@ def _diffusion(params: DiffusionParams) -> "Diffusion":
     return diffusion
 
 
-def _data_lineage(manifest: EncodedManifest) -> dict[str, str]:
-    """Where the data came from, as encode passed it on."""
-    return {f"data_{name}": value for name, value in manifest.origin.items()}
+def _lineage(job: "Job") -> dict[str, str]:
+    """Code and environment, where the data came from as encode passed it on, and the digests of all inputs."""
+    from latentflow.registry.lineage import lineage_from_environment
+
+    data = {f"data_{name}": value for name, value in job.encoded.manifest.origin.items()}
+    return lineage_from_environment() | data | {f"digest_{name}": d for name, d in job.identity.inputs.items()}
 
 
 @contextmanager
 def _observed(
-    inputs: TrainInputs, lineage: dict[str, str], encoded_set: "EncodedSet", autoencoder: Path, work: Path
-) -> "Iterator[tuple[Starter, Callable[[], str]]]":
-    """The MLflow run around the loop, opened once the checkpoint has told which run it belongs to."""
-    from latentflow.encoders import vae as vae_room
-    from latentflow.pictures import grid, to_image
-    from latentflow.registry.lineage import flat_params
-    from latentflow.registry.tracking import training_run
-    from latentflow.training.loop import Observer
+    inputs: TrainInputs, job: "Job", sources: Sources, work: Path, together: "Parallel"
+) -> "Iterator[tuple[Starter, Callable[[], Run]]]":
+    """The MLflow run around the loop, opened once the checkpoint has told which run it belongs to.
 
-    vae = vae_room.load_from(autoencoder)
+    Only the main process has one.
+    """
+    from latentflow.registry.lineage import flat_params
+    from latentflow.registry.tracking import training_run, untracked
+    from latentflow.training.interruption import PreemptedError
+    from latentflow.training.report import Observer
+
     opened: list[Run] = []
     with ExitStack() as stack:
 
         def start(progress: "Progress | None") -> Observer:
+            if not together.main:
+                return Observer(metrics=_nothing, samples=_nothing, run_id=str)
             run = stack.enter_context(
                 training_run(
                     flat_params(inputs),
-                    lineage,
+                    _lineage(job),
                     run_id=progress.mlflow_run_id if progress else None,
                     checkpoint_step=progress.step if progress else None,
                 )
             )
             opened.append(run)
-            digest = encoded_set.manifest.digest
-            run.log_dataset("encoded", digest, str(encoded_set), "training")
+            run.log_dataset("encoded", job.encoded.manifest.digest, str(job.encoded), "training")
+            return Observer(
+                metrics=run.log_metrics, samples=_painter(job.encoded, sources.autoencoder, work, run), run_id=lambda: run.id
+            )
 
-            def draw(latents: "Tensor", step: int) -> None:
-                sheet = grid(
-                    [to_image(one) for one in vae_room.decode(vae, latents)],
-                    columns=4,
-                    scale=max(1, 128 // encoded_set.manifest.resolution),
-                )
-                path = work / "samples" / f"step-{step:07d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                sheet.save(path)
-                run.log_image(sheet, key="samples/grid", step=step)
-
-            return Observer(metrics=run.log_metrics, samples=draw, run_id=lambda: run.id)
-
-        yield start, lambda: opened[0].id
+        try:
+            yield start, lambda: opened[0] if opened else untracked()
+        except PreemptedError as error:
+            for run in opened:
+                run.mark("preempted_at_step", str(error.step))
+            raise
 
 
-def _write_pipeline(
-    averaged: "nn.Module",
-    denoiser: "Denoiser",
-    encoded_set: "EncodedSet",
-    autoencoder: Path,
-    diffusion: "Diffusion",
-    folder: Path,
-) -> None:
-    """Assembles the native diffusers pipeline; the text encoder is only passed through to the folder."""
-    import torch
-
-    from latentflow.denoisers import DIFFUSION
-    from latentflow.denoisers.schedulers import put_scheduler, scheduler_for
-    from latentflow.encoders import text as text_room
+def _painter(encoded: "EncodedSet", autoencoder: Path, work: Path, run: "Run") -> "Callable[[Tensor, int], None]":
+    """What decodes latents of the fixed captions into a sheet, on disk and in the run."""
     from latentflow.encoders import vae as vae_room
+    from latentflow.pictures import grid, to_image
 
-    manifest = encoded_set.manifest
-    text = text_room.load_saved(encoded_set.text_folder, manifest.max_tokens)
-    model = averaged.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    tokens = denoiser.tokens(manifest.latent_shape)
-    scheduler = scheduler_for(diffusion, "euler", tokens, denoiser.family.flow_pipeline)
-    pipeline = denoiser.family.pipeline(model, vae_room.load_from(autoencoder), text, scheduler)
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    put_scheduler(folder, scheduler)
-    write_json(folder / DIFFUSION, diffusion.to_json())
-    generation = {
-        "height": manifest.resolution,
-        "width": manifest.resolution,
-        "call": denoiser.family.call_arguments(manifest.max_tokens),
-    }
-    write_json(folder / "generation.json", generation)
+    vae = vae_room.load_from(autoencoder)
+
+    def paint(latents: "Tensor", step: int) -> None:
+        pictures = [to_image(one) for one in vae_room.decode(vae, latents)]
+        sheet = grid(pictures, columns=4, scale=max(1, 128 // encoded.manifest.resolution))
+        path = work / "samples" / f"step-{step:07d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+        run.log_image(sheet, key="samples/grid", step=step)
+
+    return paint
 
 
-def _write_curves(curves: "Curves", folder: Path) -> None:
-    plots = folder / "plots"
-    plots.mkdir()
-    for name, columns in COLUMNS.items():
-        with (plots / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows([f"{value:.6g}" for value in row] for row in curves[name])
-    write_json(
-        folder / "metrics.json",
-        {
-            "train_loss": curves["train"][-1][1],
-            "validation_loss": curves["validation"][-1][1],
-            "steps": curves["train"][-1][0],
-        },
-    )
+def _nothing(_what: object, _step: int) -> None:
+    """Reports nowhere."""

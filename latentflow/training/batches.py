@@ -24,8 +24,18 @@ class Batch:
     text: Tensor
     mask: Tensor
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
+        """On ``device``; latents, noise and text in ``dtype``."""
+        return self._each(
+            lambda tensor: tensor.to(device, dtype if tensor.dtype == torch.float32 else None, non_blocking=True)
+        )
+
+    def parts(self, count: int) -> "list[Batch]":
+        """The batch in ``count`` equal parts, in order."""
+        return [self._each(lambda tensor, n=number: tensor.chunk(count)[n]) for number in range(count)]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(*(change(tensor) for tensor in vars(self).values()))
 
 
 def density(params: TrainParams) -> Density:
@@ -43,27 +53,28 @@ def density(params: TrainParams) -> Density:
 
 
 class Batches:
-    """Global batches by step. Every process draws the whole batch's randomness and takes its own positions.
+    """Global batches by step. Every process draws the whole batch's randomness and takes its own ``positions``.
 
     So the samples and their noise are the same for any number of processes, and a resumed run needs no state.
     """
 
     def __init__(
-        self, params: TrainParams, definition: Definition, encoded: EncodedSet, rank: int = 0, processes: int = 1
+        self, params: TrainParams, definition: Definition, encoded: EncodedSet, positions: slice = slice(None)
     ) -> None:
         self.params = params
         self.definition = definition
         self.density = density(params)
-        self.positions = slice(rank, None, processes)
+        self.positions = positions
         self.split: EncodedSplit = encoded.split("train")
-        counts = tuple(bucket.counts for bucket in self.split.buckets)
         # Two, because each remembers where it was, and they are asked from two threads.
-        self.order, self._coming = (
-            Order(params.seed, params.batch_size, counts, params.shuffle_window) for _ in range(2)
-        )
+        self.order, self._coming = self._ordered(), self._ordered()
         self.remote = self.split.remote
         self.horizon = self.order.horizon
         self._empty_text, self._empty_mask = encoded.empty_text, encoded.empty_mask
+
+    def _ordered(self) -> Order:
+        counts = tuple(bucket.counts for bucket in self.split.buckets)
+        return Order(self.params.seed, self.params.batch_size, counts, self.params.shuffle_window)
 
     def at(self, step: int) -> Batch:
         """This process's samples of the global batch of ``step``, from 0."""
@@ -84,6 +95,11 @@ class Batches:
         samples.text[drop[mine]] = self._empty_text
         samples.text_mask[drop[mine]] = self._empty_mask
         return Batch(x0, noise[mine], sigma[mine], samples.text.float(), samples.text_mask)
+
+    def ids(self, step: int) -> list[str]:
+        """The ids of this process's records of a step; may be called from any thread."""
+        bucket, rows = self._ordered().at(step)
+        return self.split.ids(bucket, rows[self.positions])
 
     def fetch(self, step: int) -> Callable[[], None]:
         """What brings the shards that this process needs for ``step`` to this machine, for a thread to call.

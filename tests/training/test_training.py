@@ -100,7 +100,7 @@ def test_latents_that_do_not_fit_are_refused_before_training(
         train=params(), model=MODEL.model_copy(update={"denoiser": family}), diffusion=load(PARAMS).diffusion
     )
     with pytest.raises(LatentflowError, match=words):
-        step.run(inputs, tmp_path / "encoded", tmp_path, tmp_path / "model")
+        step.run(inputs, step.Sources(tmp_path / "encoded", tmp_path), tmp_path / "model")
 
 
 @pytest.mark.parametrize("family", ["pixart", "unet"])

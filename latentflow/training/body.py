@@ -1,0 +1,152 @@
+"""What is trained: the denoiser spread over the processes, with its optimizers, averages and ideas."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from latentflow import devices
+from latentflow.denoisers import Denoiser
+from latentflow.diffusion import Definition, weights
+from latentflow.params import TrainParams
+from latentflow.training import ideas as ideas_room
+from latentflow.training import optimizers, trainable
+from latentflow.training.batches import Batch
+from latentflow.training.checkpoint import State
+from latentflow.training.ema import EMA, power, warmed_up
+from latentflow.training.ideas import Forward, Idea
+from latentflow.training.parallel import Parallel
+
+EMA_FILE = "ema"
+
+
+@dataclass(frozen=True)
+class Body:
+    """``denoiser`` computes with the whole model wherever it lies; ``trained`` is what the loop calls."""
+
+    params: TrainParams
+    parallel: Parallel
+    denoiser: Denoiser
+    trained: Denoiser
+    ideas: list[Idea]
+    ema: EMA
+    state: State
+    _empty: nn.Module | None = field(repr=False, default=None)
+
+    @classmethod
+    def build(cls, params: TrainParams, denoiser: Denoiser, parallel: Parallel) -> "Body":
+        """Takes over ``denoiser.model``: what is to be trained of it is chosen, and it goes to its device."""
+        family, model = denoiser.family, denoiser.model.train()
+        with devices.seeded_weights(params.seed):
+            trainable.choose(model, params, family)
+        if params.gradient_checkpointing:
+            model.enable_gradient_checkpointing()  # type: ignore[operator]
+        blocks = family.blocks(model)
+        within = {name for name, tensor in model.named_parameters() for block in blocks if _holds(block, tensor)}
+        empty = deepcopy(model).to("meta") if params.sharding == "fsdp2" else None
+        model.to(parallel.device, parallel.dtype)
+        ideas = ideas_room.build(params.ideas, denoiser, params.seed)
+        if params.compile:
+            for block in blocks:
+                block.compile()
+        spread = parallel.spread(model, blocks)
+        modules = {"": model} | {f"ideas.{n}.": idea.module for n, idea in enumerate(ideas) if idea.module is not None}
+        for module in modules.values():
+            module.to(parallel.device, parallel.dtype)
+        parameters = {
+            f"{prefix}{name}": parameter
+            for prefix, module in modules.items()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+        averaged = {name: parameter for name, parameter in parameters.items() if not name.startswith("ideas.")}
+        averages = {EMA_FILE: EMA(averaged, warmed_up(params.ema_decay))}
+        averages |= {f"average-{length:g}": EMA(averaged, power(length)) for length in params.ema_lengths}
+        state = State(
+            modules=modules,
+            parameters=parameters,
+            averages=averages,
+            optimizers=optimizers.build(params, parameters, within),
+            scaler=parallel.scaler(),
+        )
+        trained = Denoiser(family, spread, denoiser.definition)
+        return cls(params, parallel, denoiser, trained, ideas, averages[EMA_FILE], state, empty)
+
+    def begin(self, step: int, rate: float) -> None:
+        """Before the passes of a step: seeds what a model may draw by itself, such as dropout, and sets the rate."""
+        torch.manual_seed(devices.step_seed(self.params.seed, f"model/{self.parallel.rank}", step))
+        optimizers.set_rate(self.state.optimizers, rate)
+
+    def forward(self, batch: Batch, step: int, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss () and each sample's squared error (n,) of one forward pass."""
+        definition = self.denoiser.definition
+        for idea in self.ideas:
+            idea.before(step, places, self.params.batch_size)
+        xt = definition.add_noise(batch.x0, batch.xT, batch.sigma)
+        with self.parallel.autocast():
+            output = self.trained.predict(xt, batch.sigma, batch.text, batch.mask).to(batch.x0.dtype)
+        target = definition.target(batch.x0, batch.xT, batch.sigma)
+        errors = (output - target).square().flatten(1).mean(1)
+        loss = (self._weights(definition, batch.sigma) * errors).mean()
+        for idea in self.ideas:
+            if (extra := idea.loss(Forward(step, batch, output, target))) is not None:
+                loss = loss + extra
+        return loss, errors.detach()
+
+    def update(self, step: int) -> Tensor:
+        """Clips the gathered gradients, moves the weights and their averages; returns the gradient's norm ()."""
+        scaler, parameters = self.state.scaler, list(self.state.parameters.values())
+        self._exchange_ideas()
+        for optimizer in self.state.optimizers:
+            scaler.unscale_(optimizer)
+        norm = whole(nn.utils.clip_grad_norm_(parameters, self.params.clip_norm, foreach=True))
+        for optimizer in self.state.optimizers:
+            scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        scaler.update()
+        for ema in self.state.averages.values():
+            ema.update(step)
+        return norm
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the denoiser has the averaged weights and is evaluated."""
+        self.denoiser.model.eval()
+        try:
+            with self.ema.applied():
+                yield
+        finally:
+            self.denoiser.model.train()
+
+    def delivered(self) -> nn.Module:
+        """The finished model with averaged weights, whole, on the CPU, adapters merged; the training is over."""
+        self.ema.swap()
+        model = self.denoiser.model.eval()
+        if self._empty is not None:
+            weights_of = {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()}
+            model = self._empty.eval()
+            model.load_state_dict(weights_of, assign=True)
+        return model.cpu()
+
+    def _weights(self, definition: Definition, sigma: Tensor) -> Tensor:
+        return weights(self.params.loss_weighting, definition, sigma, self.params.min_snr_gamma)
+
+    def _exchange_ideas(self) -> None:
+        """Their modules are not inside what DDP and FSDP keep in step."""
+        for name, parameter in self.state.parameters.items():
+            if name.startswith("ideas.") and parameter.grad is not None:
+                self.parallel.mean(parameter.grad)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered; any other itself."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _holds(block: nn.Module, tensor: Tensor) -> bool:
+    return any(tensor is own for own in block.parameters())
+
+

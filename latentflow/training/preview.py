@@ -1,0 +1,68 @@
+"""What a training shows of itself on the way: the held-out loss, and pictures of fixed captions."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from latentflow import devices
+from latentflow.data.encoded import EncodedSet
+from latentflow.denoisers import Denoiser
+from latentflow.diffusion import Diffusion, Guidance, sample
+from latentflow.evaluation.heldout import HeldoutLoss, heldout_groups, heldout_loss, heldout_sigmas
+from latentflow.params import TrainParams
+
+SAMPLE_STEPS = 16
+
+
+class Preview:
+    """Both are made with noise that is the same at every step. ``look`` is called before every prediction.
+
+    The model is used as it is: the caller puts the averaged weights into it.
+    """
+
+    def __init__(
+        self,
+        params: TrainParams,
+        diffusion: Diffusion,
+        denoiser: Denoiser,
+        encoded: EncodedSet,
+        look: Callable[[], None],
+    ) -> None:
+        self._params, self._diffusion, self._encoded, self._look = params, diffusion, encoded, look
+        self._denoiser = denoiser
+        parameter = next(denoiser.model.parameters())
+        self._device, self._dtype = parameter.device, parameter.dtype
+
+    def heldout(self) -> HeldoutLoss:
+        """The loss on the validation split."""
+        return heldout_loss(
+            self._predict,
+            heldout_groups(self._encoded.split("validation"), self._device, self._dtype),
+            self._denoiser.definition,
+            heldout_sigmas(self._denoiser.definition),
+            self._params.seed,
+            self._params.per_device_batch_size or self._params.batch_size,
+        )
+
+    @torch.no_grad()
+    def pictures(self) -> Tensor:
+        """Latents (n, c, h, w) of the fixed captions, on the CPU."""
+        encoded, shape = self._encoded, self._encoded.manifest.latent_shape
+        generator = devices.step_generator(self._params.seed, "samples", 0)
+        noise = torch.randn((len(encoded.prompt_text), *shape), generator=generator)
+        prompts = encoded.prompt_text, encoded.prompt_mask
+        empty = encoded.empty_text.expand_as(encoded.prompt_text), encoded.empty_mask.expand_as(encoded.prompt_mask)
+        conditions = [(text.to(self._device, self._dtype), mask.to(self._device)) for text, mask in (prompts, empty)]
+
+        def predict(xt: Tensor, sigma: Tensor, condition: Sequence[Tensor]) -> Tensor:
+            return self._predict(xt, sigma, *condition)
+
+        guided = Guidance(self._params.sample_guidance)(predict, *conditions)
+        steps = self._diffusion.steps or SAMPLE_STEPS
+        sigmas = self._diffusion.sigmas(steps, self._denoiser.tokens(shape))
+        return sample(self._denoiser.definition, guided, noise.to(self._device, self._dtype), sigmas).float().cpu()
+
+    def _predict(self, xt: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        self._look()
+        return self._denoiser.predict(xt, sigma, text, mask)

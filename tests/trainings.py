@@ -1,0 +1,155 @@
+"""A training of seconds, in this process or in others that can be killed: random latents and a tiny denoiser.
+
+`python tests/trainings.py FOLDER [train.field=value ...]` trains in FOLDER and writes its last weights to FOLDER/out.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from encoded_sets import Recipe, write_set
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latentflow import denoisers
+from latentflow.data.encoded import EncodedSet
+from latentflow.denoisers import FAMILIES, Denoiser
+from latentflow.diffusion import Diffusion
+from latentflow.params import ModelParams, TrainParams, load
+from latentflow.training import loop
+from latentflow.training.checkpoint import Curves, Identity
+from latentflow.training.parallel import parallel
+from latentflow.training.report import Observer
+from latentflow.training.vault import Checkpoint, Keep, Vault
+
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+SHAPE, TEXT_WIDTH = (4, 4, 4), 16
+MODEL = {
+    "denoiser": "pixart",
+    "pretrained": "",
+    "unet": {"channels": [32], "attention": [True], "layers_per_block": 1, "head_dim": 8, "pooled_text": False},
+    "pixart": {"layers": 2, "heads": 2, "head_dim": 16, "patch_size": 2},
+    "auraflow": {"layers": 1, "single_layers": 1, "heads": 2, "head_dim": 16, "patch_size": 2},
+}
+FEW: dict[str, object] = {
+    "steps": 8,
+    "batch_size": 8,
+    "learning_rate": 0.002,
+    "warmup_fraction": 0.1,
+    "caption_dropout": 0.25,
+    "ema_decay": 0.9,
+    "sigma_mean": 0.0,
+    "precision": "fp32",
+    "log_every": 2,
+    "validate_every": 4,
+    "sample_every": 8,
+    "checkpoint_every": 3,
+    "spike_factor": 0,
+}
+
+
+@dataclass
+class Outcome:
+    """What a training gave: averaged weights, curves, what was logged and drawn."""
+
+    weights: dict[str, Tensor]
+    curves: Curves
+    logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    pictures: list[Tensor] = field(default_factory=list)
+
+
+def params(changes: Mapping[str, object] | None = None) -> TrainParams:
+    values = FEW | dict(changes or {})
+    return load(PARAMS, [f"train.{name}={json.dumps(value)}" for name, value in values.items()]).train
+
+
+def model_params(family: str = "pixart") -> ModelParams:
+    return ModelParams.model_validate(MODEL | {"denoiser": family})
+
+
+def encoded_set(folder: Path) -> EncodedSet:
+    """Twenty training records and a few held out; written once."""
+    if not (folder / "manifest.json").is_file():
+        shards = {"train": [(SHAPE, 20)], "validation": [(SHAPE, 4)], "test": [(SHAPE, 4)]}
+        write_set(folder, Recipe(shards))
+    return EncodedSet.open(folder)
+
+
+def train(
+    encoded: EncodedSet,
+    checkpoints: Path,
+    family: str = "pixart",
+    named: Checkpoint | None = None,
+    changes: Mapping[str, object] | None = None,
+) -> Outcome:
+    chosen = params(changes)
+    diffusion = Diffusion()
+    shape, width = encoded.manifest.latent_shape, encoded.manifest.text_width
+    model = denoisers.start(model_params(family), shape, width, seed=0)
+    job = loop.Job(
+        params=chosen,
+        diffusion=diffusion,
+        denoiser=Denoiser(FAMILIES[family], model, diffusion.definition),
+        encoded=encoded,
+        vault=Vault(checkpoints, Keep(chosen.keep_last, chosen.keep_every)),
+        identity=Identity("key", {"train.steps": str(chosen.steps)}, {"encoded": "d"}),
+    )
+    outcome = Outcome({}, {})
+    observer = Observer(
+        metrics=lambda figures, step: outcome.logged.append((step, figures)),
+        samples=lambda latents, step: outcome.pictures.append(latents),
+        run_id=lambda: "run",
+    )
+    with parallel(chosen) as together:
+        trained, outcome.curves = loop.train(job, together, lambda progress: observer, named)
+    outcome.weights = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    return outcome
+
+
+def start(folder: Path, *changes: str, processes: int = 1, **environment: str) -> "subprocess.Popen[str]":
+    """The same as a program: ``folder/set`` is trained on; each process writes ``folder/out-<rank>``."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    paths = [str(Path(__file__).parent), str(PARAMS.parent), os.environ.get("PYTHONPATH", "")]
+    return subprocess.Popen(
+        [sys.executable, *launcher, __file__, str(folder), *changes],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(folder: Path, *changes: str, processes: int = 1, **environment: str) -> str:
+    """Runs it to its end; what it printed."""
+    process = start(folder, *changes, processes=processes, **environment)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    return said
+
+
+def main(folder: Path, changes: list[str]) -> None:
+    family = os.environ.get("FAMILY", "pixart")
+    values: dict[str, Any] = {name: json.loads(value) for name, value in (change.split("=", 1) for change in changes)}
+    outcome = train(encoded_set(folder / "set"), folder / "checkpoints", family, changes=values)
+    out = folder / f"out-{os.environ.get('RANK', '0')}"
+    out.mkdir(exist_ok=True)
+    save_file(outcome.weights, out / "weights.safetensors")
+    (out / "curves.json").write_text(json.dumps(outcome.curves))
+    logged = [[step, {k: v for k, v in figures.items() if k in EXACT}] for step, figures in outcome.logged]
+    (out / "logged.json").write_text(json.dumps(logged))
+
+
+EXACT = {"train/loss", "train/gradient_norm", "validation/loss"} | {
+    f"train/loss_at_time/{low / 5:.1f}-{(low + 1) / 5:.1f}" for low in range(5)
+}
+"""The figures that do not measure time or memory."""
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), sys.argv[2:])
