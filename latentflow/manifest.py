@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from latentflow.errors import LatentflowError
 from latentflow.files import digest_json, write_json
+from latentflow.params import Section
 
 FILE = "manifest.json"
 
@@ -50,13 +51,13 @@ class Manifest(BaseModel):
             raise LatentflowError(f"{origin} is not what `latentflow {step}` writes: {error}") from error
 
 
-def fingerprint(step: str, version: int, params: BaseModel, inputs: dict[str, str], force_rerun: str = "") -> str:
-    """Content address of a step's work: format version, validated parameters, input digests, rerun token."""
+def fingerprint(step: str, version: int, params: Section, inputs: dict[str, str], force_rerun: str = "") -> str:
+    """Content address of a step's work: format version, parameters that decide results, input digests, rerun token."""
     return digest_json(
         {
             "step": step,
             "version": version,
-            "params": params.model_dump(mode="json"),
+            "params": params.identity(),
             "inputs": inputs,
             "force_rerun": force_rerun,
         }

@@ -5,7 +5,7 @@ The models hold types, bounds and a line of description; the defaults live in pa
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,14 +18,28 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**53)]
 Precision = Literal["auto", "fp32", "bf16"]
+# No part of a file's or a metric's name.
+IdeaName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 DEFINITIONS = ("flow", "ddpm_epsilon", "ddpm_v_prediction", "ddpm_sample", "trigonometric", "edm")
 
 
 class Section(BaseModel):
-    """A section of params.yaml: unknown keys are refused."""
+    """A section of params.yaml: unknown keys are refused.
 
+    ``any_machine`` names the fields that say how work is done and not what: they are in no fingerprint.
+    """
+
+    any_machine: ClassVar[tuple[str, ...]] = ()
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True, allow_inf_nan=False)
+
+    def identity(self) -> dict[str, Any]:
+        """The values on which the results depend, as JSON: without ``any_machine``, in sections within this one too."""
+        values = self.model_dump(mode="json", exclude=set(self.any_machine))
+        for name, field in type(self).model_fields.items():
+            if isinstance(inner := getattr(self, name), Section):
+                values[field.alias or name] = inner.identity()
+        return values
 
 
 # Fields that only some sources read, by the prefix of `source`.
@@ -41,6 +55,8 @@ def source_kind(source: str) -> str:
 
 
 class IngestParams(Section):
+    any_machine = ("workers",)
+
     source: str = Field(
         min_length=1, description="`emoji` (the embedded default), a folder, tars, `hf:owner/name` or `dvc:repository`"
     )
@@ -117,6 +133,8 @@ class AutoencoderParams(Section):
 
 
 class EncodeParams(Section):
+    any_machine = ("workers",)
+
     text_encoder: str = Field(min_length=1, description="`minilm` (the embedded default), a folder, or a hub id")
     max_tokens: int = Field(ge=3, le=512, description="caption length in tokens, the special ones included")
     flip: bool = Field(description="also store the latents of the mirrored pictures")
@@ -214,24 +232,72 @@ class ModelParams(Section):
     denoiser: Literal["unet", "pixart", "auraflow"] = Field(
         description="`unet` (UNet2DConditionModel), `pixart` (a DiT) or `auraflow` (an MMDiT)"
     )
+    pretrained: str = Field(
+        description="pipeline folder or models:/NAME@ALIAS whose denoiser training begins with; empty: random weights "
+        "of the sizes below"
+    )
     unet: UNetParams = Field(description="sizes of the UNet")
     pixart: TransformerParams = Field(description="sizes of the DiT")
     auraflow: AuraFlowParams = Field(description="sizes of the MMDiT")
 
 
+class AdapterParams(Section):
+    kind: Literal["none", "lora", "dora"] = Field(
+        description="`lora` or `dora` trains low-rank changes of model.pretrained; `none` the weights themselves"
+    )
+    rank: Count = Field(description="rank of the changes")
+    alpha: Positive = Field(description="the changes are scaled by alpha / rank")
+    targets: list[str] = Field(
+        max_length=64, description="endings of the names of adapted layers; empty takes the class's attention layers"
+    )
+
+
 class TrainParams(Section):
+    any_machine = (
+        "per_device_batch_size",
+        "gradient_checkpointing",
+        "offload",
+        "compile",
+        "attention",
+        "deterministic",
+        "sharding",
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "keep_last",
+        "keep_every",
+    )
+
     steps: Count = Field(description="optimizer steps")
     batch_size: Count = Field(description="global batch: samples per optimizer step over all processes")
+    per_device_batch_size: int = Field(
+        ge=0, description="samples that a device computes at a time, more are accumulated; 0: its whole share at once"
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor", "muon"] = Field(
+        description="`adamw` (fused), `adamw_8bit` (bitsandbytes), `adafactor`, or `muon` for the blocks' matrices"
+    )
     learning_rate: Positive = Field(description="peak learning rate")
     schedule: Literal["cosine", "one_cycle", "constant"] = Field(
         description="shape of the learning rate over the steps"
     )
     warmup_fraction: Fraction = Field(description="share of the steps in which the learning rate rises")
-    weight_decay: float = Field(ge=0, description="AdamW's decoupled weight decay")
+    weight_decay: float = Field(ge=0, description="decoupled weight decay")
     beta2: Annotated[float, Field(gt=0, lt=1)] = Field(description="AdamW's second-moment decay")
     clip_norm: Positive = Field(description="gradients are scaled down to this norm")
     caption_dropout: Fraction = Field(description="share of samples trained with the empty caption, for guidance")
+    trainable: list[str] = Field(
+        max_length=64, description="patterns of parameter names to train, such as `*attn2*`; empty trains all"
+    )
+    adapter: AdapterParams = Field(description="low-rank fine-tuning")
+    ideas: dict[IdeaName, float] = Field(
+        description="training ideas and their one number: contrastive (weight), tread (share of tokens), module:Class"
+    )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(description="decay of the averaged weights, after a warm-up")
+    ema_lengths: list[Annotated[float, Field(gt=0, le=0.25)]] = Field(
+        max_length=2,
+        description="two relative lengths, such as [0.05, 0.1], of power-function averages from which "
+        "`latentflow average` makes any other; empty keeps none",
+    )
+    ema_snapshots: Count = Field(description="how many times over the run those averages are kept")
     sigma_sampling: Literal["logit_normal", "uniform", "log_normal", "mode", "cosmap", "beta", "shifted"] = Field(
         description="distribution of the training σ"
     )
@@ -246,7 +312,21 @@ class TrainParams(Section):
         description="what each sample's error weighs, by its σ"
     )
     min_snr_gamma: Positive = Field(description="min_snr_gamma: cap of the signal-to-noise ratio")
-    precision: Precision = Field(description="autocast type over fp32 weights; `auto` is bf16 on a GPU, fp32 on a CPU")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
+        description="autocast type over fp32 weights; `auto` is bf16 on a GPU, fp32 on a CPU; fp64 is for comparisons"
+    )
+    sharding: Literal["replicate", "fsdp2"] = Field(
+        description="`replicate` the model on every device, or shard it over all, for models that do not fit one"
+    )
+    gradient_checkpointing: bool = Field(description="compute activations again in the backward pass: less memory")
+    offload: list[Literal["activations", "optimizer"]] = Field(
+        max_length=2, description="what is kept in the CPU's memory: activations; weights and optimizer (fsdp2 only)"
+    )
+    compile: bool = Field(description="compile the blocks by torch.compile; a minute's start for faster steps")
+    attention: Literal["auto", "math", "efficient", "flash", "cudnn"] = Field(
+        description="which of PyTorch's attention kernels; one that cannot do the work is an error"
+    )
+    deterministic: bool = Field(description="only deterministic GPU kernels: a resumed run is equal to the bit")
     sample_guidance: float = Field(ge=1, description="guidance scale of the sample grids")
     shuffle_window: int = Field(
         ge=0, description="shards among which rows are shuffled, fewer to fetch at a time; 0 shuffles the whole split"
@@ -255,7 +335,33 @@ class TrainParams(Section):
     validate_every: Count = Field(description="steps between held-out losses")
     sample_every: Count = Field(description="steps between sample grids")
     checkpoint_every: Count = Field(description="steps between checkpoints")
+    checkpoint_minutes: float = Field(ge=0, description="also a checkpoint when the last is this old; 0: by steps only")
+    keep_last: Count = Field(description="newest checkpoints that are kept")
+    keep_every: int = Field(ge=0, description="also keep those whose step is a multiple of this; 0 keeps no others")
+    spike_factor: float = Field(
+        ge=0, description="stop when a loss is this many times the mean before it; 0 stops only at NaN"
+    )
     seed: Seed = Field(description="seed of weights, data order, σ, noise and caption dropout")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.per_device_batch_size and self.batch_size % self.per_device_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of per_device_batch_size {self.per_device_batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _choices_agree(self) -> Self:
+        if self.ema_lengths and (len(self.ema_lengths) != 2 or self.ema_lengths[0] == self.ema_lengths[1]):
+            raise ValueError(f"ema_lengths needs two different lengths or none, found {self.ema_lengths}")
+        if self.adapter.kind != "none" and (self.trainable or self.ema_lengths):
+            raise ValueError("an adapter is trained by itself: leave trainable and ema_lengths empty")
+        if "optimizer" in self.offload and self.sharding != "fsdp2":
+            raise ValueError("offload of the optimizer needs sharding fsdp2")
+        if self.sharding == "fsdp2" and self.optimizer != "adamw":
+            raise ValueError(f"sharding fsdp2 works with optimizer adamw, not {self.optimizer}")
+        return self
 
 
 class EvaluateParams(Section):
@@ -295,6 +401,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.train.adapter.kind != "none" and not self.model.pretrained:
+            raise ValueError("train.adapter changes a trained denoiser: name one in model.pretrained")
         if self.train.warmup_fraction == 1 and self.train.schedule != "constant":
             raise ValueError("train.warmup_fraction 1 leaves no step for the schedule; give less than 1")
         if self.encode.bucket_step and self.autoencoder.resolution % self.encode.bucket_step:
@@ -349,15 +457,6 @@ STEP_INPUTS: dict[str, type[Section]] = {
 }
 
 S = TypeVar("S", bound=Section)
-
-
-def on_any_machine(inputs: S) -> S:
-    """The inputs as a fingerprint takes them: the same results come of any number of ``workers``."""
-    sections = {name: getattr(inputs, name) for name in type(inputs).model_fields}
-    counted = {name: section for name, section in sections.items() if "workers" in type(section).model_fields}
-    return inputs.model_copy(
-        update={name: section.model_copy(update={"workers": 0}) for name, section in counted.items()}
-    )
 
 
 def parse(model: type[S], values: Any, source: str) -> S:

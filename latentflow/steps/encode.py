@@ -31,7 +31,7 @@ from latentflow.manifest import (
     TextFacts,
     fingerprint,
 )
-from latentflow.params import EncodeInputs, on_any_machine
+from latentflow.params import EncodeInputs
 from latentflow.workspace import store
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class _Work:
             plan=made,
             encoders=encoders,
             digests=digests,
-            fingerprint=fingerprint("encode", VERSION, on_any_machine(inputs), digests, token),
+            fingerprint=fingerprint("encode", VERSION, inputs, digests, token),
         )
 
     def hand_over_text(self, folder: Path) -> TextFacts:

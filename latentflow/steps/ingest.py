@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from latentflow.errors import LatentflowError
 from latentflow.files import atomic_file, atomic_folder, write_json, write_text
 from latentflow.manifest import RecordsManifest, fingerprint
-from latentflow.params import IngestInputs, IngestParams, on_any_machine
+from latentflow.params import IngestInputs, IngestParams
 from latentflow.progress import track
 from latentflow.workspace import store
 
@@ -95,10 +95,9 @@ def _verdict(params: IngestParams, outcome: "Outcome", folder: Path) -> None:
 
 
 def _manifest(inputs: IngestInputs, source: "Source", outcome: "Outcome", force_rerun: str) -> RecordsManifest:
-    params = on_any_machine(inputs)
     return RecordsManifest(
         digest=outcome.digest,
-        fingerprint=fingerprint("ingest", VERSION, params, {"source": source.revision}, force_rerun),
+        fingerprint=fingerprint("ingest", VERSION, inputs, {"source": source.revision}, force_rerun),
         inputs={"source": source.revision},
         source=source.name,
         revision=source.revision,
