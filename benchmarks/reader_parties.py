@@ -117,48 +117,10 @@ def loaded(dataset: Any, workers: int, **more: Any) -> Any:
 
 
 def write_ours(folder: Path, data: Data) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from encoded_files import write_encoded
 
-    from latentflow.data.shards import INDEX, PROMPTS, describe_shard, latents_name, text_name, write_shard
-    from latentflow.files import sha256_file
-    from latentflow.manifest import EncodedManifest
-
-    latents_shards, text_shards = [], []
-    for number, (latents, text) in enumerate(data.chunks()):
-        count = len(latents)
-        sizes = {key: torch.zeros(count, 2, dtype=torch.int32) for key in ("original_size", "crop", "target_size")}
-        source = torch.zeros(count, 32, dtype=torch.uint8)
-        name = latents_name("train", LATENTS, number)
-        write_shard(folder / name, {"latents": torch.from_numpy(latents), "source": source, **sizes})
-        latents_shards.append(describe_shard(folder / name, name, "latents", "train"))
-        name, mask = text_name(number), torch.ones(count, TEXT[0], dtype=torch.bool)
-        write_shard(folder / name, {"text": torch.from_numpy(text), "text_mask": mask, "source": source})
-        text_shards.append(describe_shard(folder / name, name, "text"))
-    captions = pa.array([[row] for row in range(data.records)], pa.list_(pa.int32()))
-    pq.write_table(
-        pa.table({"id": [f"{row:08d}" for row in range(data.records)], "captions": captions}), folder / INDEX
-    )
-    prompts = {"text": torch.zeros(1, *TEXT).half(), "text_mask": torch.ones(1, TEXT[0], dtype=torch.bool)}
-    write_shard(folder / PROMPTS, prompts)
-    EncodedManifest(
-        digest="benchmark",
-        fingerprint="benchmark",
-        inputs={},
-        shards=latents_shards + text_shards,
-        counts={"train": data.records, "validation": 0, "test": 0},
-        index_sha256=sha256_file(folder / INDEX),
-        prompts_sha256=sha256_file(folder / PROMPTS),
-        latent_shape=list(LATENTS),
-        latent_mean=[0.0] * LATENTS[0],
-        latent_std=[1.0] * LATENTS[0],
-        text_width=TEXT[1],
-        max_tokens=TEXT[0],
-        cased=False,
-        resolution=256,
-        sample_prompts=[],
-        origin={},
-    ).write(folder)
+    chunks = ((torch.from_numpy(latents), torch.from_numpy(text)) for latents, text in data.chunks())
+    write_encoded(folder, (("train", *chunk) for chunk in chunks))
 
 
 @dataclass(frozen=True)
