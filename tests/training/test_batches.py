@@ -74,7 +74,7 @@ def test_ranks_share_the_batch_of_any_shape(tmp_path: Path) -> None:
     encoded = opened(tmp_path, Recipe(shards, captions=2, extra=("latents_flipped", "logvar", "logvar_flipped")))
     for step in range(8):
         whole = Batches(params(), FLOW, encoded).at(step)
-        parts = [Batches(params(), FLOW, encoded, rank, 2).at(step) for rank in range(2)]
+        parts = [Batches(params(), FLOW, encoded, slice(rank, None, 2)).at(step) for rank in range(2)]
         together = [
             torch.stack(pair, dim=1).flatten(0, 1) for pair in zip(*(vars(p).values() for p in parts), strict=True)
         ]

@@ -20,62 +20,14 @@ from latentflow.training.batches import Batches
 from latentflow.training.loop import Observer, learning_rate
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
-MODEL = ModelParams.model_validate(
-    {
-        "denoiser": "pixart",
-        "unet": {"channels": [32], "attention": [True], "layers_per_block": 1, "head_dim": 8, "pooled_text": False},
-        "pixart": {"layers": 1, "heads": 2, "head_dim": 16, "patch_size": 2},
-        "auraflow": {"layers": 1, "single_layers": 0, "heads": 2, "head_dim": 16, "patch_size": 2},
-    }
-)
-
-
-FEW = {
-    "steps": 8,
-    "batch_size": 8,
-    "learning_rate": 0.002,
-    "warmup_fraction": 0.1,
-    "caption_dropout": 0.25,
-    "ema_decay": 0.9,
-    "sigma_mean": 0.0,
-    "precision": "fp32",
-    "log_every": 2,
-    "validate_every": 4,
-    "sample_every": 8,
-    "checkpoint_every": 3,
-}
-
-
-def params(**changes: object) -> TrainParams:
-    return load(PARAMS, [f"train.{name}={value}" for name, value in (FEW | changes).items()]).train
-
-
 @pytest.fixture
 def encoded(tmp_path: Path) -> EncodedSet:
-    shape = (4, 4, 4)
-    recipe = Recipe({"train": [(shape, 20)], "validation": [(shape, 4)], "test": [(shape, 4)]})
-    write_set(tmp_path / "encoded", recipe)
-    return EncodedSet.open(tmp_path / "encoded")
-
-
-def train(encoded: EncodedSet, checkpoints: Path, family: str = "pixart", **changes: object):
-    sizes = MODEL.model_copy(update={"denoiser": family})
-    denoiser = Denoiser(FAMILIES[family], denoisers.build(sizes, [4, 4, 4], 16, seed=0), FLOW)
-    logged: list[tuple[int, dict[str, float]]] = []
-    pictures: list[torch.Tensor] = []
-
-    def start(progress: object) -> Observer:
-        return Observer(
-            lambda figures, step: logged.append((step, figures)), lambda x, step: pictures.append(x), lambda: "run"
-        )
-
-    model, curves = loop.train(params(**changes), Diffusion(), denoiser, encoded, checkpoints, "key", start)
-    return model, curves, logged, pictures
+    return encoded_set(tmp_path / "encoded")
 
 
 def test_any_number_of_processes_sees_the_same_samples(encoded: EncodedSet) -> None:
     whole = Batches(params(), FLOW, encoded).at(5)
-    parts = [Batches(params(), FLOW, encoded, rank, 2).at(5) for rank in range(2)]
+    parts = [Batches(params(), FLOW, encoded, slice(rank, None, 2)).at(5) for rank in range(2)]
     for name, tensor in vars(whole).items():
         together = torch.stack([vars(part)[name] for part in parts], dim=1).flatten(0, 1)
         assert torch.equal(together, tensor), name
