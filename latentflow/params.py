@@ -182,8 +182,8 @@ class DiffusionParams(Section):
     @classmethod
     def _module_is_there(cls, definition: str) -> str:
         module, colon, _ = definition.partition(":")
-        if colon and not _can_be_found(module):
-            raise ValueError(f"there is no module {module}; add its folder to PYTHONPATH, or the file to the image")
+        if colon:
+            require_module(module)
         return definition
 
     @model_validator(mode="after")
@@ -193,12 +193,14 @@ class DiffusionParams(Section):
         return self
 
 
-def _can_be_found(module: str) -> bool:
-    """Whether a module could be imported; it is not, because reading parameters must not run code."""
+def require_module(module: str) -> None:
+    """Raises ValueError for a module that cannot be imported; it is not, because reading parameters runs no code."""
     try:
-        return importlib.util.find_spec(module) is not None
+        found = importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
-        return False
+        found = False
+    if not found:
+        raise ValueError(f"there is no module {module}; add its folder to PYTHONPATH, or the file to the image")
 
 
 class UNetParams(Section):
@@ -342,6 +344,14 @@ class TrainParams(Section):
         ge=0, description="stop when a loss is this many times the mean before it; 0 stops only at NaN"
     )
     seed: Seed = Field(description="seed of weights, data order, σ, noise and caption dropout")
+
+    @field_validator("ideas")
+    @classmethod
+    def _ideas_are_there(cls, ideas: dict[str, float]) -> dict[str, float]:
+        from latentflow.training.ideas import check
+
+        check(ideas)
+        return ideas
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

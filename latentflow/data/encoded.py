@@ -28,6 +28,7 @@ class Samples:
     ``latents`` (n, c, h, w) or (n, c, f, h, w) are in the scale that the denoiser sees: the posterior's mean where
     ``logvar``, of the same shape, is there. ``text`` (n, tokens, width), ``text_mask`` (n, tokens) bool.
     ``original_size``, ``crop`` and ``target_size`` (n, 2) int32 are (height, width) or (top, left) in pixels.
+    ``extra`` holds further keys of the latents that were asked for by name.
     """
 
     latents: Tensor
@@ -37,6 +38,7 @@ class Samples:
     original_size: Tensor
     crop: Tensor
     target_size: Tensor
+    extra: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -81,29 +83,43 @@ class EncodedSplit:
         """Whether shards come over the network, so that it is worth to ask for them early."""
         return self._text.remote
 
-    def samples(self, bucket: int, rows: Tensor, choice: Tensor | None = None, flip: Tensor | None = None) -> Samples:
+    def without(self, key: str) -> str | None:
+        """A shard of latents that does not hold ``key``, if there is one."""
+        shards = (shard for bucket in self.buckets for shard in bucket.shards)
+        return next((shard.file for shard in shards if key not in shard.keys), None)
+
+    def samples(
+        self,
+        bucket: int,
+        rows: Tensor,
+        choice: Tensor | None = None,
+        flip: Tensor | None = None,
+        extra: Sequence[str] = (),
+    ) -> Samples:
         """Rows (n,) int64 of a bucket. ``choice`` (n,) in [0, 1) picks one of a record's captions, else the first.
 
         ``flip`` (n,) bool asks for the mirrored picture; where the set holds none, it has no effect.
+        ``extra`` names further keys, which every shard holds (see ``without``); ``flip`` goes for them too.
         Raises LatentflowError naming a shard that is missing or damaged, and on rows that are not there.
         """
         wanted, shards = rows.numpy(), self._latents[bucket]
         captions = self._index.captions(self._rows(bucket, wanted), None if choice is None else choice.numpy())
         latents, text = shards.at(wanted), self._text.at(captions)
 
-        def posterior(key: str) -> Tensor:
+        def either(key: str) -> Tensor:
             if flip is None or not shards.has(f"{key}_flipped"):
                 return latents.copy(key)
             return latents.copy_either(key, f"{key}_flipped", flip.numpy())
 
         return Samples(
-            latents=posterior("latents"),
-            logvar=posterior("logvar") if shards.has("logvar") else None,
+            latents=either("latents"),
+            logvar=either("logvar") if shards.has("logvar") else None,
             text=text.copy("text"),
             text_mask=text.copy("text_mask"),
             original_size=latents.copy("original_size"),
             crop=latents.copy("crop"),
             target_size=latents.copy("target_size"),
+            extra={key: either(key) for key in extra},
         )
 
     def ids(self, bucket: int, rows: Tensor) -> list[str]:

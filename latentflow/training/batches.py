@@ -1,7 +1,7 @@
 """What a training step sees: which records, how noised, with or without caption; a function of (seed, step)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -11,18 +11,25 @@ from latentflow.data.encoded import EncodedSet, EncodedSplit
 from latentflow.data.order import Order
 from latentflow.devices import step_generator
 from latentflow.diffusion import Definition, Density
+from latentflow.errors import LatentflowError
 from latentflow.params import TrainParams
+from latentflow.training.ideas import Idea
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's part of a global batch, n samples: x_0 and x_T (n, c, h, w), σ (n,) float64, text and mask."""
+    """One process's part of a global batch, n samples: x_0 and x_T (n, c, h, w), σ (n,) float64, text and mask.
+
+    ``dropped`` (n,) bool says whose caption is the empty one; ``extra`` is what ideas read, in the dtypes stored.
+    """
 
     x0: Tensor
     xT: Tensor
     sigma: Tensor
     text: Tensor
     mask: Tensor
+    dropped: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
         """On ``device``; latents, noise and text in ``dtype``."""
@@ -35,7 +42,15 @@ class Batch:
         return [self._each(lambda tensor, n=number: tensor.chunk(count)[n]) for number in range(count)]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        return Batch(*(change(tensor) for tensor in vars(self).values()))
+        return Batch(
+            change(self.x0),
+            change(self.xT),
+            change(self.sigma),
+            change(self.text),
+            change(self.mask),
+            change(self.dropped),
+            {key: change(tensor) for key, tensor in self.extra.items()},
+        )
 
 
 def density(params: TrainParams) -> Density:
@@ -59,8 +74,14 @@ class Batches:
     """
 
     def __init__(
-        self, params: TrainParams, definition: Definition, encoded: EncodedSet, positions: slice = slice(None)
+        self,
+        params: TrainParams,
+        definition: Definition,
+        encoded: EncodedSet,
+        positions: slice = slice(None),
+        ideas: Sequence[Idea] = (),
     ) -> None:
+        """Raises LatentflowError where the set lacks what an idea reads."""
         self.params = params
         self.definition = definition
         self.density = density(params)
@@ -70,11 +91,22 @@ class Batches:
         self.order, self._coming = self._ordered(), self._ordered()
         self.remote = self.split.remote
         self.horizon = self.order.horizon
+        self._extra = tuple(dict.fromkeys(key for idea in ideas for key in idea.reads))
+        self._require(ideas, encoded)
         self._empty_text, self._empty_mask = encoded.empty_text, encoded.empty_mask
 
     def _ordered(self) -> Order:
         counts = tuple(bucket.counts for bucket in self.split.buckets)
         return Order(self.params.seed, self.params.batch_size, counts, self.params.shuffle_window)
+
+    def _require(self, ideas: Sequence[Idea], encoded: EncodedSet) -> None:
+        for idea in ideas:
+            for key in idea.reads:
+                if file := self.split.without(key):
+                    raise LatentflowError(
+                        f"train.ideas {idea} reads {key!r} of every record, and {file} of {encoded} holds no such key: "
+                        "add it to the shards of latents, or leave the idea out."
+                    )
 
     def at(self, step: int) -> Batch:
         """This process's samples of the global batch of ``step``, from 0."""
@@ -87,14 +119,14 @@ class Batches:
         flip = torch.rand(size, generator=generator) < 0.5
         noise = torch.randn(shape, generator=generator)
         choice = torch.rand(size, generator=generator)
-        samples = self.split.samples(bucket, rows[mine], choice[mine], flip[mine])
+        samples = self.split.samples(bucket, rows[mine], choice[mine], flip[mine], self._extra)
         x0 = samples.latents.float()
         if samples.logvar is not None:
             x0 = x0 + (samples.logvar.float() / 2).exp() * torch.randn(shape, generator=generator)[mine]
         # The rows were copied for this batch alone, so they may be written over.
         samples.text[drop[mine]] = self._empty_text
         samples.text_mask[drop[mine]] = self._empty_mask
-        return Batch(x0, noise[mine], sigma[mine], samples.text.float(), samples.text_mask)
+        return Batch(x0, noise[mine], sigma[mine], samples.text.float(), samples.text_mask, drop[mine], samples.extra)
 
     def ids(self, step: int) -> list[str]:
         """The ids of this process's records of a step; may be called from any thread."""

@@ -71,7 +71,7 @@ def train(
     progress = _restored(job, body, named)
     observer = start(progress)
     curves: Curves = progress.curves if progress else {"train": [], "validation": [], "validation_by_sigma": []}
-    batches = Batches(params, definition, job.encoded, share.positions)
+    batches = Batches(params, definition, job.encoded, share.positions, body.ideas)
     watch = Watch(params, definition, parallel, speed, batches.ids, job.vault.describe_newest)
     if progress:
         watch.restore(progress.watch)

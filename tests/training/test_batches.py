@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from encoded_sets import Recipe, write_set
+from torch import Tensor
 
 from latentflow.data.encoded import EncodedSet
 from latentflow.devices import step_generator
@@ -15,6 +16,7 @@ from latentflow.evaluation.heldout import TIMES, heldout_groups, heldout_loss
 from latentflow.params import TrainParams, load
 from latentflow.training import loader
 from latentflow.training.batches import Batch, Batches
+from latentflow.training.ideas import Idea
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 SQUARE, WIDE = (4, 4, 4), (4, 2, 8)
@@ -30,9 +32,15 @@ def opened(folder: Path, recipe: Recipe) -> EncodedSet:
     return EncodedSet.open(folder)
 
 
+def tensors(batch: Batch) -> dict[str, Tensor]:
+    """All of a batch's tensors by name, those that ideas read among them."""
+    named = dict(vars(batch))
+    return named | named.pop("extra")
+
+
 def equal(first: Batch, second: Batch) -> bool:
-    pairs = zip(vars(first).values(), vars(second).values(), strict=True)
-    return all(torch.equal(one, other) for one, other in pairs)
+    one, other = tensors(first), tensors(second)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def written_out(encoded: EncodedSet, params: TrainParams, step: int) -> Batch:
@@ -50,7 +58,7 @@ def written_out(encoded: EncodedSet, params: TrainParams, step: int) -> Batch:
     x0 = torch.where(flip[:, None, None, None], mirrored.latents[rows], plain.latents[rows])
     text = torch.where(drop[:, None, None], encoded.empty_text, plain.text[rows])
     mask = torch.where(drop[:, None], encoded.empty_mask, plain.text_mask[rows])
-    return Batch(x0.float(), noise, sigma, text.float(), mask)
+    return Batch(x0.float(), noise, sigma, text.float(), mask, drop)
 
 
 def test_a_set_of_one_shape_gives_the_batches_that_it_always_gave(tmp_path: Path) -> None:
@@ -75,10 +83,9 @@ def test_ranks_share_the_batch_of_any_shape(tmp_path: Path) -> None:
     for step in range(8):
         whole = Batches(params(), FLOW, encoded).at(step)
         parts = [Batches(params(), FLOW, encoded, slice(rank, None, 2)).at(step) for rank in range(2)]
-        together = [
-            torch.stack(pair, dim=1).flatten(0, 1) for pair in zip(*(vars(p).values() for p in parts), strict=True)
-        ]
-        assert equal(Batch(*together), whole)
+        first, second = (tensors(part) for part in parts)
+        for name, tensor in tensors(whole).items():
+            assert torch.equal(torch.stack([first[name], second[name]], dim=1).flatten(0, 1), tensor), name
 
 
 def test_the_spread_of_the_posterior_adds_noise_of_its_size_and_moves_nothing_else(tmp_path: Path) -> None:
@@ -102,6 +109,50 @@ def test_every_caption_of_a_record_is_seen(tmp_path: Path) -> None:
     batches = Batches(params(caption_dropout=0.0), FLOW, encoded)
     seen = {tuple(row.tolist()) for step in range(30) for row in batches.at(step).text[:, 0, :2]}
     assert len(seen) == 24
+
+
+class Reader(Idea):
+    reads = ("features", "crop")
+
+
+class Other(Idea):
+    reads = ("features",)
+
+
+def test_what_ideas_read_comes_with_its_record(tmp_path: Path) -> None:
+    recipe = Recipe({"train": [(SQUARE, 12), (WIDE, 8)]}, extra=("latents_flipped", "features", "features_flipped"))
+    encoded = opened(tmp_path, recipe)
+    ideas = [Reader(1.0, None, 0), Other(1.0, None, 0)]
+    for step in range(4):
+        batches = Batches(params(), FLOW, encoded, ideas=ideas)
+        batch, (bucket, rows) = batches.at(step), batches.order.at(step)
+        assert list(batch.extra) == ["features", "crop"]
+        plain, mirrored = (
+            batches.split.samples(bucket, rows, flip=torch.full((8,), flag), extra=("features",))
+            for flag in (False, True)
+        )
+        flipped = (batch.x0 == mirrored.latents).flatten(1).all(1)[:, None, None, None]
+        assert torch.equal(
+            batch.extra["features"], torch.where(flipped, *(s.extra["features"] for s in (mirrored, plain)))
+        )
+        assert torch.equal(batch.extra["crop"], plain.crop)
+        assert equal(Batches(params(), FLOW, encoded).at(step), Batch(**vars(batch) | {"extra": {}}))
+
+
+def test_a_key_that_an_idea_reads_and_some_shard_lacks_is_named(tmp_path: Path) -> None:
+    encoded = opened(tmp_path, Recipe({"train": [(SQUARE, 12)]}))
+    with pytest.raises(LatentflowError, match=r"ideas test_batches:Other reads 'features' .* latents/train-4x4-00000"):
+        Batches(params(), FLOW, encoded, ideas=[Other(1.0, None, 0)])
+
+
+def test_a_batch_says_whose_caption_was_dropped_and_can_be_parted(tmp_path: Path) -> None:
+    encoded = opened(tmp_path, Recipe({"train": [(SQUARE, 20)]}))
+    batch = Batches(params(caption_dropout=0.5), FLOW, encoded).at(1)
+    assert 0 < batch.dropped.sum() < 8
+    assert torch.equal(batch.dropped, ~batch.text.any(dim=(1, 2)))
+    part = batch.map(lambda tensor: tensor[2:5])
+    assert torch.equal(part.text, batch.text[2:5])
+    assert torch.equal(part.dropped, batch.dropped[2:5])
 
 
 def test_batches_come_ahead_in_order_and_a_fault_at_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
