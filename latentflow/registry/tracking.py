@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from latentflow.errors import RegistryError
 from latentflow.manifest import EvaluationManifest, ModelManifest
 from latentflow.registry import store
+from latentflow.registry.adapters import log_adapter
 from latentflow.registry.lineage import split_params, tags
 from latentflow.registry.store import connect
 
@@ -100,6 +101,14 @@ class Run:
         send = client.log_artifacts if path.is_dir() else client.log_artifact
         place = "/".join(part for part in (folder, path.name if path.is_dir() else "") if part)
         self._attempt(lambda: send(self.id, str(path), place or None))
+
+    def log_adapter(self, folder: Path, base_model: str, resolution: int, guidance: float) -> None:
+        """An adapter's folder as a model of the run, see adapters.log_adapter."""
+        if self._client is None:
+            return
+        client = self._client
+        self._retry_at = 0.0  # There is one adapter at the end of a training: try, however short ago it failed.
+        self._attempt(lambda: log_adapter(client, self.id, folder, base_model, resolution, guidance))
 
     def end(self, status: str) -> None:
         """Sends what waits and ends the run as FINISHED, FAILED or KILLED."""

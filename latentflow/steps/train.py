@@ -91,25 +91,12 @@ def _check_captions(inputs: TrainInputs, manifest: EncodedManifest) -> None:
 
 
 def _check_shapes(inputs: TrainInputs, manifest: EncodedManifest) -> None:
-    """Refuses latents that the denoiser cannot take, before a device is asked for."""
-    name = inputs.model.denoiser
+    """Refuses latents and captions that the denoiser cannot take, before a device is asked for."""
+    from latentflow import denoisers
+
     shapes = sorted({shard.shape for shard in manifest.shards if shard.kind == "latents"})
-    if any(len(shape) != 3 for shape in shapes):
-        raise LatentflowError(
-            "the encoded set holds clips, and no denoiser here trains on clips yet; set encode.clip_frames to 0 and "
-            "encode again."
-        )
-    if name == "auraflow" and len(shapes) > 1:
-        raise LatentflowError(
-            "model.denoiser: auraflow trains on pictures of one size, and the encoded set has "
-            f"{len(shapes)}; choose pixart or unet, or set encode.bucket_step to 0."
-        )
-    patch = 1 if name == "unet" else getattr(inputs.model, name).patch_size
-    if bad := [shape for shape in shapes if shape[1] % patch or shape[2] % patch]:
-        raise LatentflowError(
-            f"model.{name}.patch_size {patch} does not divide latents of {bad[0][1]}x{bad[0][2]}; raise "
-            "encode.bucket_step or choose another patch size."
-        )
+    denoisers.check(inputs.model, shapes, manifest.text_width)
+    denoisers.warn_of_other_definition(inputs.model, inputs.diffusion.definition)
 
 
 def _check_processes() -> None:
