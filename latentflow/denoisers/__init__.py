@@ -1,5 +1,18 @@
 """Adapters from one call signature to diffusers' denoiser classes, and their native pipelines."""
 
-from latentflow.denoisers.families import DIFFUSION, FAMILIES, Denoiser, Family, build, load, read_diffusion
+from latentflow.denoisers.families import DIFFUSION, FAMILIES, Denoiser, Family, load, read_diffusion
+from latentflow.denoisers.starting import build, check, start, start_digest, warn_of_other_definition
 
-__all__ = ["DIFFUSION", "FAMILIES", "Denoiser", "Family", "build", "load", "read_diffusion"]
+__all__ = [
+    "DIFFUSION",
+    "FAMILIES",
+    "Denoiser",
+    "Family",
+    "build",
+    "check",
+    "load",
+    "read_diffusion",
+    "start",
+    "start_digest",
+    "warn_of_other_definition",
+]

@@ -1,11 +1,14 @@
 """AuraFlowTransformer2DModel, an MMDiT, in an AuraFlowPipeline."""
 
+from collections.abc import Mapping
+from math import isqrt
 from typing import Any
 
+import torch
 from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, AutoencoderKL, SchedulerMixin
 from torch import Tensor, nn
 
-from latentflow.denoisers.pixart import check_patches
+from latentflow.denoisers.intake import Intake
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
 
@@ -17,10 +20,23 @@ class AuraFlow:
     model_class = "AuraFlowTransformer2DModel"
     pipeline_class = "AuraFlowPipeline"
     flow_pipeline = True
+    fixed_positions = True
+    memory_format = torch.contiguous_format
+    adapter_targets: tuple[str, ...] = (
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    )
+    loads_adapters = True
+
+    def patch_size(self, params: ModelParams) -> int:
+        return params.auraflow.patch_size
+
+    def intake(self, config: Mapping[str, Any]) -> Intake:
+        grid = isqrt(config["pos_embed_max_size"])
+        return Intake.read(config, "joint_attention_dim", config["patch_size"], grid)
 
     def build(self, params: ModelParams, latent_shape: list[int], text_width: int) -> AuraFlowTransformer2DModel:
         sizes = params.auraflow
-        check_patches(sizes.patch_size, latent_shape)
         return AuraFlowTransformer2DModel(
             sample_size=latent_shape[-1],
             patch_size=sizes.patch_size,

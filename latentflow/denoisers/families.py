@@ -1,6 +1,7 @@
 """A family is a denoiser class of diffusers with the pipeline it ships in; a Denoiser is one of its models."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,9 +11,9 @@ from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMix
 from torch import Tensor, nn
 
 from latentflow.denoisers.auraflow import AuraFlow
+from latentflow.denoisers.intake import Intake
 from latentflow.denoisers.pixart import PixArt
 from latentflow.denoisers.unet import UNet
-from latentflow.devices import seeded_weights
 from latentflow.diffusion import Definition, Diffusion
 from latentflow.encoders.text import TextEncoder
 from latentflow.errors import LatentflowError
@@ -27,6 +28,20 @@ class Family(Protocol):
     pipeline_class: str
     flow_pipeline: bool
     """Whether the pipeline never scales its initial noise, so that it fits flow matching's own scheduler only."""
+    fixed_positions: bool
+    """Whether a new model learns its patches' positions, so that it knows pictures of one size only."""
+    memory_format: torch.memory_format
+    """How the weights are laid out while training."""
+    adapter_targets: tuple[str, ...]
+    """Endings of the names of the layers that get low-rank changes unless the parameters name others."""
+    loads_adapters: bool
+    """Whether the pipeline loads a file of low-rank changes; else only the merged model can be delivered."""
+
+    def patch_size(self, params: ModelParams) -> int:
+        """The side of a patch of a new model."""
+
+    def intake(self, config: Mapping[str, Any]) -> Intake:
+        """What a saved model takes, by its config. Raises ValueError where it needs what training does not give."""
 
     def build(self, params: ModelParams, latent_shape: list[int], text_width: int) -> ModelMixin:
         """A new model for latents of shape (c, h, w) and captions of ``text_width``."""
@@ -73,16 +88,6 @@ class Denoiser:
         return latent_shape[1] * latent_shape[2] // patch**2
 
 
-def build(params: ModelParams, latent_shape: list[int], text_width: int, seed: int) -> ModelMixin:
-    """A new denoiser with weights drawn from ``seed``. Raises LatentflowError where sizes do not fit."""
-    name = params.denoiser
-    try:
-        with seeded_weights(seed):
-            return FAMILIES[name].build(params, latent_shape, text_width)
-    except ValueError as error:
-        raise LatentflowError(f"model.{name} does not fit latents of shape {tuple(latent_shape)}: {error}") from None
-
-
 def read_diffusion(folder: Path) -> Diffusion:
     """The definition and schedule with which a saved pipeline folder was trained."""
     path = folder / DIFFUSION
@@ -99,7 +104,7 @@ def read_diffusion(folder: Path) -> Diffusion:
 def load(folder: Path) -> Denoiser:
     """The frozen denoiser of a saved pipeline folder, with the definition it was trained with."""
     family = family_of(folder)
-    model = _model_class(family).from_pretrained(folder / family.subfolder, use_safetensors=True)
+    model = model_class(family).from_pretrained(folder / family.subfolder, use_safetensors=True)
     return Denoiser(family, model.eval().requires_grad_(False), read_diffusion(folder).definition)
 
 
@@ -113,7 +118,8 @@ def family_of(folder: Path) -> Family:
     raise LatentflowError(f"{folder}: the pipeline is a {name}, not one of {known}.")
 
 
-def _model_class(family: Family) -> type[ModelMixin]:
+def model_class(family: Family) -> type[ModelMixin]:
+    """diffusers' class of the family's denoisers."""
     import diffusers
 
     return getattr(diffusers, family.model_class)  # type: ignore[no-any-return]

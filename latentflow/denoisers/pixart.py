@@ -1,10 +1,13 @@
 """PixArtTransformer2DModel, a DiT with cross-attention, in a PixArtAlphaPipeline."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel, SchedulerMixin
 from torch import Tensor, nn
 
+from latentflow.denoisers.intake import Intake, refuse_conditions
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
 
@@ -16,10 +19,25 @@ class PixArt:
     model_class = "PixArtTransformer2DModel"
     pipeline_class = "PixArtAlphaPipeline"
     flow_pipeline = False
+    fixed_positions = False
+    memory_format = torch.contiguous_format
+    # The feed-forward layers too, as in PixArt's own trainer.
+    adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    # diffusers 0.42 has no loader for this class.
+    loads_adapters = False
+
+    def patch_size(self, params: ModelParams) -> int:
+        return params.pixart.patch_size
+
+    def intake(self, config: Mapping[str, Any]) -> Intake:
+        conditions = config.get("use_additional_conditions")
+        if conditions is None:  # What the class then decides by.
+            conditions = config["sample_size"] == 128
+        refuse_conditions({"use_additional_conditions": conditions}, ["use_additional_conditions"])
+        return Intake.read(config, "caption_channels", config["patch_size"])
 
     def build(self, params: ModelParams, latent_shape: list[int], text_width: int) -> PixArtTransformer2DModel:
         sizes = params.pixart
-        check_patches(sizes.patch_size, latent_shape)
         return PixArtTransformer2DModel(
             sample_size=latent_shape[-1],
             patch_size=sizes.patch_size,
@@ -59,9 +77,3 @@ class PixArt:
 
     def call_arguments(self, max_tokens: int) -> dict[str, Any]:
         return {"max_sequence_length": max_tokens, "clean_caption": False, "use_resolution_binning": False}
-
-
-def check_patches(patch_size: int, latent_shape: list[int]) -> None:
-    """Raises ValueError where patches do not tile the latents."""
-    if any(side % patch_size for side in latent_shape[1:]):
-        raise ValueError(f"patch_size {patch_size} does not divide {latent_shape[1]}x{latent_shape[2]}")

@@ -1,11 +1,13 @@
 """UNet2DConditionModel in a StableDiffusionPipeline."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
+from latentflow.denoisers.intake import Intake, refuse_conditions
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
 
@@ -17,12 +19,26 @@ class UNet:
     model_class = "UNet2DConditionModel"
     pipeline_class = "StableDiffusionPipeline"
     flow_pipeline = False
+    fixed_positions = False
+    memory_format = torch.channels_last
+    adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    loads_adapters = True
+
+    def patch_size(self, params: ModelParams) -> int:  # noqa: ARG002
+        return 1
+
+    def intake(self, config: Mapping[str, Any]) -> Intake:
+        more = ["class_embed_type", "num_class_embeds", "encoder_hid_dim_type"]
+        if config.get("addition_embed_type") != "text":  # That one is made of the caption itself.
+            more.append("addition_embed_type")
+        refuse_conditions(config, more)
+        return Intake.read(config, "cross_attention_dim")
 
     def build(self, params: ModelParams, latent_shape: list[int], text_width: int) -> UNet2DConditionModel:
         sizes = params.unet
         down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in sizes.attention]
         up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(sizes.attention)]
-        model = UNet2DConditionModel(
+        return UNet2DConditionModel(
             sample_size=latent_shape[-1],
             in_channels=latent_shape[0],
             out_channels=latent_shape[0],
@@ -35,7 +51,6 @@ class UNet:
             addition_embed_type="text" if sizes.pooled_text else None,
             addition_embed_type_num_heads=sizes.head_dim,
         )
-        return model.to(memory_format=torch.channels_last)
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         return [*model.down_blocks, model.mid_block, *model.up_blocks]  # type: ignore[arg-type,list-item,misc]

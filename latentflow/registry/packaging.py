@@ -1,10 +1,8 @@
 """A trained model as MLflow keeps it: a pyfunc that carries its own code around a plain diffusers folder."""
 
 import json
-import tempfile
 import warnings
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ from latentflow.manifest import EvaluationManifest, ModelManifest
 from latentflow.registry import store
 from latentflow.registry.card import model_card
 from latentflow.registry.lineage import tags
+from latentflow.registry.logged_models import pinned, upload
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
@@ -84,40 +83,16 @@ def signature(generation: dict[str, Any]) -> "ModelSignature":
     )
 
 
-def requirements() -> list[str]:
-    """The installed versions, without a local part: torch 2.13.0+cpu is asked for as torch==2.13.0."""
-    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in _REQUIRES]
-
-
 def log_model(client: "MlflowClient", package: Package, run_id: str) -> str:
-    """Uploads the package as a model of the run and returns its id; `models:/<id>` loads it.
-
-    Goes step by step through the client and not through mlflow.pyfunc.log_model, which works on MLflow's
-    global active run and would reopen the finished one.
-    """
-    from mlflow.entities import LoggedModelOutput
-    from mlflow.models import Model
-
-    run = client.get_run(run_id)
-    logged = client.create_logged_model(
-        run.info.experiment_id,
-        name=package.name,
-        source_run_id=run_id,
-        tags=tags(package.model.lineage),
-        params=run.data.params,
-        model_type="text-to-image",
+    """Uploads the package as a model of the run and returns its id; `models:/<id>` loads it."""
+    return upload(
+        client,
+        run_id,
+        package.name,
+        "text-to-image",
+        tags(package.model.lineage),
+        lambda folder, description: _save(package, folder, description),
     )
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            _save(package, folder, Model(run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id))
-            client.log_model_artifacts(logged.model_id, str(folder))
-    except BaseException:
-        client.finalize_logged_model(logged.model_id, "FAILED")
-        raise
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    return str(logged.model_id)
 
 
 def _save(package: Package, folder: Path, description: "Model") -> None:
@@ -136,7 +111,7 @@ def _save(package: Package, folder: Path, description: "Model") -> None:
             artifacts={"pipeline": str(package.pipeline)},
             signature=signature(package.generation),
             model_config={"device": "auto", "dtype": "float32"},
-            pip_requirements=requirements(),
+            pip_requirements=pinned(*_REQUIRES),
         )
     pipeline = folder / "artifacts" / "pipeline"
     put_scheduler(pipeline, scheduler_of(pipeline, package.generation["sampler"]))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from latentflow.errors import RegistryError
 from latentflow.manifest import EvaluationManifest, ModelManifest
 from latentflow.registry import store
+from latentflow.registry.adapters import log_adapter
 from latentflow.registry.lineage import split_params, tags
 from latentflow.registry.store import connect
 
@@ -107,6 +108,14 @@ class Run:
             return
         client = self._client
         self._attempt(lambda: client.set_tag(self.id, f"latentflow.{name}", value))
+
+    def log_adapter(self, folder: Path, base_model: str, resolution: int, guidance: float) -> None:
+        """An adapter's folder as a model of the run, see adapters.log_adapter."""
+        if self._client is None:
+            return
+        client = self._client
+        self._retry_at = 0.0  # There is one adapter at the end of a training: try, however short ago it failed.
+        self._attempt(lambda: log_adapter(client, self.id, folder, base_model, resolution, guidance))
 
     def end(self, status: str) -> None:
         """Sends what waits and ends the run as FINISHED, FAILED or KILLED."""

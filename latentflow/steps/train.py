@@ -101,8 +101,10 @@ def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest) ->
         )
     _check_captions(inputs, manifest)
     _check_shapes(inputs, manifest)
+    from latentflow.denoisers import start_digest
+
     digests = {"encoded": manifest.digest, "autoencoder": vae_manifest.digest}
-    return digests | _own_definition(inputs.diffusion) | _pretrained(inputs)
+    return digests | _own_definition(inputs.diffusion) | start_digest(inputs.model)
 
 
 def _check_captions(inputs: TrainInputs, manifest: EncodedManifest) -> None:
@@ -114,25 +116,12 @@ def _check_captions(inputs: TrainInputs, manifest: EncodedManifest) -> None:
 
 
 def _check_shapes(inputs: TrainInputs, manifest: EncodedManifest) -> None:
-    """Refuses latents that the denoiser cannot take, before a device is asked for."""
-    name = inputs.model.denoiser
+    """Refuses latents and captions that the denoiser cannot take, before a device is asked for."""
+    from latentflow import denoisers
+
     shapes = sorted({shard.shape for shard in manifest.shards if shard.kind == "latents"})
-    if any(len(shape) != 3 for shape in shapes):
-        raise LatentflowError(
-            "the encoded set holds clips, and no denoiser here trains on clips yet; set encode.clip_frames to 0 and "
-            "encode again."
-        )
-    if name == "auraflow" and len(shapes) > 1:
-        raise LatentflowError(
-            "model.denoiser: auraflow trains on pictures of one size, and the encoded set has "
-            f"{len(shapes)}; choose pixart or unet, or set encode.bucket_step to 0."
-        )
-    patch = 1 if name == "unet" else getattr(inputs.model, name).patch_size
-    if bad := [shape for shape in shapes if shape[1] % patch or shape[2] % patch]:
-        raise LatentflowError(
-            f"model.{name}.patch_size {patch} does not divide latents of {bad[0][1]}x{bad[0][2]}; raise "
-            "encode.bucket_step or choose another patch size."
-        )
+    denoisers.check(inputs.model, shapes, manifest.text_width)
+    denoisers.warn_of_other_definition(inputs.model, inputs.diffusion.definition)
 
 
 def _identity(inputs: TrainInputs, digests: dict[str, str], key: str) -> "Identity":
@@ -199,7 +188,9 @@ def _train(
                 delivery.write(job, trained, curves, sources.autoencoder, folder)
                 copy_tree_or_file(work / "samples", folder / "samples")
                 _manifest(inputs, job, folder, run().id).write(folder)
-                run().log_adapter(folder / delivery.ADAPTER, inputs.model.pretrained)
+                if (folder / delivery.ADAPTER).is_dir():
+                    resolution, guidance = encoded.manifest.resolution, inputs.train.sample_guidance
+                    run().log_adapter(folder / delivery.ADAPTER, inputs.model.pretrained, resolution, guidance)
 
         together.everywhere(deliver)
 
@@ -222,15 +213,6 @@ def _manifest(inputs: TrainInputs, job: "Job", folder: Path, run_id: str) -> Mod
         mlflow_run_id=run_id,
         lineage=with_params(_lineage(job), flat_params(inputs)),
     )
-
-
-def _pretrained(inputs: TrainInputs) -> dict[str, str]:
-    """The digest of the weights that training begins with, if they are given."""
-    if not inputs.model.pretrained:
-        return {}
-    from latentflow import denoisers
-
-    return {"pretrained": denoisers.digest(inputs.model)}
 
 
 def _own_definition(params: DiffusionParams) -> dict[str, str]:

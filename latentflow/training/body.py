@@ -40,8 +40,7 @@ class Body:
     def build(cls, params: TrainParams, denoiser: Denoiser, parallel: Parallel) -> "Body":
         """Takes over ``denoiser.model``: what is to be trained of it is chosen, and it goes to its device."""
         family, model = denoiser.family, denoiser.model.train()
-        with devices.seeded_weights(params.seed):
-            trainable.choose(model, params, family)
+        trainable.choose(model, params, family)
         if params.gradient_checkpointing:
             model.enable_gradient_checkpointing()  # type: ignore[operator]
         blocks = family.blocks(model)

@@ -1,0 +1,65 @@
+"""What latents and captions a saved denoiser takes, read from its config before anything is loaded."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+Shape = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Intake:
+    """Channels in and out, text width, side of a patch, and side of the grid of learned positions (0: any size)."""
+
+    channels: int
+    outputs: int
+    text_width: int
+    patch: int = 1
+    grid: int = 0
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], text_width: str, patch: int = 1, grid: int = 0) -> Self:
+        """From a config of diffusers; ``text_width`` is the key under which the class keeps it."""
+        channels = config["in_channels"]
+        return cls(channels, config["out_channels"] or channels, config[text_width], patch, grid)
+
+    def misfit(self, shapes: Sequence[Shape], text_width: int) -> str:
+        """Why latents of ``shapes`` (c, h, w) with captions of ``text_width`` do not fit, and what to do; or ""."""
+        channels = shapes[0][0]
+        if self.channels != channels:
+            return (
+                f"takes latents of {self.channels} channels, and the encoded set has {channels}; "
+                "give the autoencoder with which it was trained in autoencoder.pretrained"
+            )
+        if self.outputs != channels:
+            return f"predicts {self.outputs} channels for latents of {channels}, which is not trained here"
+        if self.text_width != text_width:
+            return (
+                f"takes captions of width {self.text_width}, and the encoded set has {text_width}; "
+                "give the text encoder with which it was trained in encode.text_encoder"
+            )
+        if bad := untiled(shapes, self.patch):
+            return f"has patch_size {self.patch}, which does not divide latents of {bad}; change encode.bucket_step"
+        side = self.grid * self.patch
+        if self.grid and (large := next((shape for shape in shapes if max(shape[1:]) > side), None)):
+            return (
+                f"has learned positions for latents up to {side}x{side}, and the encoded set has {size(large)}; "
+                "encode smaller pictures"
+            )
+        return ""
+
+
+def untiled(shapes: Sequence[Shape], patch: int) -> str:
+    """The size of the first latents that patches do not tile, or ""."""
+    return next((size(shape) for shape in shapes if any(side % patch for side in shape[1:])), "")
+
+
+def size(shape: Shape) -> str:
+    """A shape (c, h, w) as a message shows it: 8x12."""
+    return f"{shape[1]}x{shape[2]}"
+
+
+def refuse_conditions(config: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Raises ValueError where a saved denoiser must be told more than captions: one of ``keys`` is set."""
+    if given := [f"{key} {config[key]}" for key in keys if config.get(key)]:
+        raise ValueError(f"needs more conditions than captions ({', '.join(given)}), which are not trained here")
