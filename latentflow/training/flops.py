@@ -50,8 +50,8 @@ def on_meta(model: nn.Module) -> nn.Module:
 
 @cache
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of a few large matrix products on ``device``: a second on a CPU, less on a GPU."""
-    side, repeats = (8192, 10) if device.type == "cuda" else (1024, 4)
+    """FLOP/s of the best of a few large matrix products on ``device``: a fraction of a second, if it is any good."""
+    side, repeats = (8192, 10) if device.type == "cuda" else (512, 2)
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
     seconds = min(_seconds(left, right, repeats) for _ in range(1 + TRIES))
