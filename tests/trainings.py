@@ -1,14 +1,14 @@
-"""A training of seconds, in this process or in others that can be killed: random latents and a tiny denoiser.
-
-`python tests/trainings.py FOLDER [train.field=value ...]` trains in FOLDER and writes its last weights to FOLDER/out.
-"""
+"""A training of seconds, in this process or in others that can be killed: random latents and a tiny denoiser."""
 
 import json
+import logging
+import multiprocessing
 import os
-import subprocess
+import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -112,37 +112,55 @@ def train(
     return outcome
 
 
-def start(folder: Path, *changes: str, processes: int = 1, **environment: str) -> "subprocess.Popen[str]":
-    """The same as a program: ``folder/set`` is trained on; each process writes ``folder/out-<rank>``."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    paths = [str(Path(__file__).parent), str(PARAMS.parent), os.environ.get("PYTHONPATH", "")]
-    return subprocess.Popen(
-        [sys.executable, *launcher, __file__, str(folder), *changes],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(folder: Path, *changes: str, processes: int = 1, family: str = "pixart") -> "list[BaseProcess]":
+    """The same in processes of their own, one thread each: ``folder/set`` is trained on, each writes ``out-<rank>``.
+
+    A server that has imported everything forks them, so that many can be started and killed in little time.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        process = context.Process(target=_work, args=(folder, changes, family, environment))
+        process.start()
+        started.append(process)
+    return started
 
 
-def finished(folder: Path, *changes: str, processes: int = 1, **environment: str) -> str:
-    """Runs it to its end; what it printed."""
-    process = start(folder, *changes, processes=processes, **environment)
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
-    return said
+def finished(folder: Path, *changes: str, processes: int = 1, family: str = "pixart") -> None:
+    """Runs them to their end."""
+    started = start(folder, *changes, processes=processes, family=family)
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0] * processes, said(folder)
 
 
-def main(folder: Path, changes: list[str]) -> None:
-    family = os.environ.get("FAMILY", "pixart")
+def said(folder: Path, rank: int = 0) -> str:
+    """What a process printed and logged."""
+    return (folder / f"said-{rank}").read_text()
+
+
+def _work(folder: Path, changes: Sequence[str], family: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    rank = environment["RANK"]
+    with (folder / f"said-{rank}").open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    torch.set_num_threads(1)
     values: dict[str, Any] = {name: json.loads(value) for name, value in (change.split("=", 1) for change in changes)}
     outcome = train(encoded_set(folder / "set"), folder / "checkpoints", family, changes=values)
-    out = folder / f"out-{os.environ.get('RANK', '0')}"
+    out = folder / f"out-{rank}"
     out.mkdir(exist_ok=True)
     save_file(outcome.weights, out / "weights.safetensors")
     (out / "curves.json").write_text(json.dumps(outcome.curves))
-    logged = [[step, {k: v for k, v in figures.items() if k in EXACT}] for step, figures in outcome.logged]
-    (out / "logged.json").write_text(json.dumps(logged))
+    exact = [[step, {k: v for k, v in figures.items() if k in EXACT}] for step, figures in outcome.logged]
+    (out / "logged.json").write_text(json.dumps(exact))
 
 
 EXACT = {"train/loss", "train/gradient_norm", "validation/loss"} | {
@@ -150,6 +168,3 @@ EXACT = {"train/loss", "train/gradient_norm", "validation/loss"} | {
 }
 """The figures that do not measure time or memory."""
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2:])

@@ -116,8 +116,8 @@ class Watch:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        both = torch.stack([torch.stack([seen.loss.float(), seen.norm.float()]) for seen in pending])
-        losses, norms = self._parallel.mean(both.to(torch.float64)).T.tolist()
+        both = torch.stack([torch.stack([seen.loss.double(), seen.norm.double()]) for seen in pending])
+        losses, norms = self._parallel.mean(both).T.tolist()
         for seen, loss, norm in zip(pending, losses, norms, strict=True):
             self._judge(seen, loss, norm)
         self._window.losses += losses

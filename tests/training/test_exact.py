@@ -2,7 +2,6 @@
 
 import json
 import random
-import signal
 import time
 from pathlib import Path
 
@@ -56,14 +55,14 @@ def test_killed_at_random_points_it_ends_as_one_that_was_not(more: tuple[str, ..
     chance, kills = random.Random(0), 0
     while kills < 6:
         before = reached(broken)
-        process = trainings.start(broken, *STEPS, *more)
+        (process,) = trainings.start(broken, *STEPS, *more)
         # From somewhere in the first step to several checkpoints on, or in the middle of writing one.
         wanted, deadline = before + chance.choice([0, 3, 6]), time.monotonic() + 60
-        while reached(broken) < wanted and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
+        while reached(broken) < wanted and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.001)
         time.sleep(chance.random() * 0.05)
         process.kill()
-        process.communicate()
+        process.join()
         kills += 1
         if (broken / "out-0").exists():
             break
@@ -75,13 +74,13 @@ def test_sigterm_leaves_a_checkpoint_and_an_exit_code_of_its_own(tmp_path: Path)
     whole, asked = prepared(tmp_path / "whole"), prepared(tmp_path / "asked")
     settings = ("steps=60", "checkpoint_every=10", "validate_every=30", "sample_every=60")
     trainings.finished(whole, *settings)
-    process = trainings.start(asked, *settings)
-    while reached(asked) < 10 and process.poll() is None:
+    (process,) = trainings.start(asked, *settings)
+    while reached(asked) < 10 and process.is_alive():
         time.sleep(0.002)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate()
-    assert process.returncode == EXIT_PREEMPTED, said
-    assert "goes on from the checkpoint of step" in said
+    process.terminate()
+    process.join()
+    assert process.exitcode == EXIT_PREEMPTED, trainings.said(asked)
+    assert "goes on from the checkpoint of step" in trainings.said(asked)
     assert reached(asked) >= 10
     trainings.finished(asked, *settings)
     same(whole, asked)

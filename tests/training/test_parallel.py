@@ -18,7 +18,7 @@ def ran(folder: Path, *changes: str, processes: int = 1, family: str = "pixart")
     """The loss of every step."""
     folder.mkdir()
     trainings.encoded_set(folder / "set")
-    trainings.finished(folder, *STEPS, *changes, processes=processes, FAMILY=family)
+    trainings.finished(folder, *STEPS, *changes, processes=processes, family=family)
     return [row[1] for row in json.loads((folder / "out-0" / "curves.json").read_text())["train"]]
 
 
