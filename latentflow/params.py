@@ -250,7 +250,7 @@ class AdapterParams(Section):
     rank: Count = Field(description="rank of the changes")
     alpha: Positive = Field(description="the changes are scaled by alpha / rank")
     targets: list[str] = Field(
-        max_length=64, description="endings of the names of adapted layers; empty takes the class's attention layers"
+        max_length=64, description="endings of the names of adapted layers; empty takes the class's own choice"
     )
 
 
@@ -420,7 +420,7 @@ class Params(Section):
                 f"autoencoder.resolution {self.autoencoder.resolution} is not a multiple of encode.bucket_step "
                 f"{self.encode.bucket_step}"
             )
-        if self.model.denoiser != "unet" and not self.autoencoder.pretrained:
+        if self.model.denoiser != "unet" and not self.model.pretrained and not self.autoencoder.pretrained:
             patch = getattr(self.model, self.model.denoiser).patch_size
             side = self.autoencoder.resolution // 2 ** (len(self.autoencoder.channels) - 1)
             if side % patch:

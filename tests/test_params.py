@@ -38,6 +38,11 @@ def test_a_fault_is_named(override: str, field: str, words: str) -> None:
     assert words in str(caught.value)
 
 
+def test_sizes_of_a_new_denoiser_are_not_asked_of_a_pretrained_one() -> None:
+    overrides = ["model.pixart.patch_size=3", "model.pretrained=some/pipeline"]
+    assert parameters.load(PARAMS, overrides).model.pretrained == "some/pipeline"
+
+
 def test_every_fault_is_listed_at_once() -> None:
     with pytest.raises(ParamsError, match="2 parameter"):
         parameters.load(PARAMS, ["train.steps=0", "evaluate.seeds=0"])
