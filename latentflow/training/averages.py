@@ -40,11 +40,6 @@ def gamma(length: float) -> float:
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
-def decay(gamma: float, update: int) -> float:
-    """What the average keeps of itself at an update, counted from 1: the first takes the weights as they are."""
-    return math.pow(1 - 1 / update, gamma + 1)
-
-
 class Snapshot(BaseModel):
     """The average of one length after one step, in a file of the folder."""
 

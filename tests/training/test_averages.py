@@ -17,7 +17,8 @@ from latentflow.errors import LatentflowError
 from latentflow.files import digest_folder
 from latentflow.manifest import ModelManifest
 from latentflow.steps import average as step
-from latentflow.training.averages import Snapshots, combine, decay, gamma, nearest
+from latentflow.training.averages import Snapshots, combine, gamma, nearest
+from latentflow.training.ema import power
 
 STEPS, TRACKED, WANTED = 2000, (0.05, 0.1), (0.04, 0.07, 0.12)
 
@@ -31,14 +32,14 @@ def walk() -> dict[int, Averages]:
     generator = torch.Generator().manual_seed(7)
     weights = {"weight": 0.05 * torch.randn(40, 25, generator=generator), "bias": torch.full((25,), 0.5)}
     averages = {length: {name: tensor.double() for name, tensor in weights.items()} for length in (*TRACKED, *WANTED)}
-    exponents = {length: gamma(length) for length in averages}
+    decays = {length: power(length) for length in averages}
     seen = {}
     for update in range(1, STEPS + 1):
         for name, tensor in weights.items():
             tensor += 1e-3 * torch.randn(tensor.shape, generator=generator)
             now = tensor.double()
             for length, average in averages.items():
-                average[name].lerp_(now, 1 - decay(exponents[length], update))
+                average[name].lerp_(now, 1 - decays[length](update - 1))
         if update in every(16):
             seen[update] = copy.deepcopy(averages)
     return seen
@@ -70,10 +71,10 @@ def test_gamma_gives_the_length() -> None:
 
 
 def test_tracking_weighs_by_the_profile() -> None:
-    exponent, shares = gamma(0.1), torch.zeros(50, dtype=torch.float64)
-    for update in range(1, 51):
-        shares.lerp_(torch.nn.functional.one_hot(torch.tensor(update - 1), 50).double(), 1 - decay(exponent, update))
-    ends = (torch.arange(51, dtype=torch.float64) / 50) ** (exponent + 1)
+    decay, shares = power(0.1), torch.zeros(50, dtype=torch.float64)
+    for done in range(50):
+        shares.lerp_(torch.nn.functional.one_hot(torch.tensor(done), 50).double(), 1 - decay(done))
+    ends = (torch.arange(51, dtype=torch.float64) / 50) ** (gamma(0.1) + 1)
     assert torch.allclose(shares, ends.diff())
 
 
