@@ -144,6 +144,21 @@ def train(
 
 
 @app.command()
+def average(
+    length: Annotated[
+        float, typer.Option(help="Relative length of the average: of 0.08, about the last 8 % of the run.")
+    ],
+    out: Annotated[Path, typer.Option(help="Model folder to write; replaced when the command succeeds.")],
+    model: Model = MODEL,
+) -> None:
+    """Make a model of another average of the weights, from the averages that training kept (train.ema_lengths)."""
+    from latentflow.steps import average as step
+
+    step.run(model, length, out)
+    _done(f"diffusers pipeline in {out / 'pipeline'}", f"latentflow evaluate --model {out}")
+
+
+@app.command()
 def evaluate(
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,

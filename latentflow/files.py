@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,7 +96,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         for path in temporary.rglob("*"):
             _sync(path)
+        _sync(temporary)
         _put_in_place(temporary, folder)
+        # The name too is on disk before a caller removes what the folder replaces.
+        _sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -116,6 +120,58 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Scratch:
+    """A temporary folder that goes with this object, with its ``with`` block or with the process.
+
+    What a killed process left is known by its lock, which goes with the process.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.folder, handle = _locked_folder(prefix)
+        self.close = weakref.finalize(self, _drop, self.folder, handle)
+
+    def __enter__(self) -> Path:
+        return self.folder
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @staticmethod
+    def sweep(prefix: str) -> None:
+        """Removes the folders of that prefix whose process is no more."""
+        for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            try:
+                handle = os.open(folder, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(handle)
+            else:
+                _drop(folder, handle)
+
+
+def _locked_folder(prefix: str) -> tuple[Path, int]:
+    """A new temporary folder and the handle that holds its lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        # A sweep may have found it before it was locked.
+        if folder.is_dir():
+            return folder, handle
+        os.close(handle)
+
+
+def _drop(folder: Path, handle: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(handle)
 
 
 def copy_tree_or_file(source: Path, target: Path) -> None:

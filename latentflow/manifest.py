@@ -174,7 +174,7 @@ class EncodedManifest(Manifest):
 
 
 class ModelManifest(Manifest):
-    """``train``: ``pipeline/`` (a diffusers folder), metrics.json, plots/*.csv, samples/*.png.
+    """``train``: ``pipeline/`` (a diffusers folder), metrics.json, plots/*.csv, samples/*.png, perhaps ``averages/``.
 
     ``mlflow_run_id`` is the run in which the model was trained; ``lineage`` is what that run was told
     (digests, revision, environment) and from which it can be rebuilt in another MLflow store.

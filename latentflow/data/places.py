@@ -1,21 +1,14 @@
 """Where the files of a set lie: folders of this machine, or an fsspec URL that is read through the cache."""
 
-import hashlib
-import threading
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 from latentflow.data.cache import Cache
+from latentflow.data.remote import RemoteFolder, local_folder
 from latentflow.errors import LatentflowError
 from latentflow.files import atomic_folder, sha256_file
 from latentflow.manifest import FILE, EncodedManifest
-
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
-
-BLOCK = 2**26
 
 
 class Place(Protocol):
@@ -36,10 +29,9 @@ class Place(Protocol):
 
 def open_place(place: Path | str) -> "LocalPlace | RemotePlace":
     """A folder, ``file://...``, or what fsspec opens, such as ``s3://bucket/folder``."""
-    text = str(place)
-    if "://" not in text or text.startswith("file://"):
-        return LocalPlace(Path(text.removeprefix("file://")))
-    return RemotePlace(text, Cache.from_environment())
+    if (folder := local_folder(place)) is not None:
+        return LocalPlace(folder)
+    return RemotePlace(str(place), Cache.from_environment())
 
 
 class LocalPlace:
@@ -74,23 +66,18 @@ class LocalPlace:
         return self.folder if all((self.folder / name).is_dir() for name in names) else None
 
 
-class RemotePlace:
+class RemotePlace(RemoteFolder):
     """A folder behind an fsspec URL; its files come through the cache, where their digest is checked on arrival."""
 
     remote = True
 
     def __init__(self, url: str, cache: Cache) -> None:
-        self.url = url.rstrip("/")
+        super().__init__(url)
         self.cache = cache
-        self._opened: tuple[AbstractFileSystem, str] | None = None
-        self._opening = threading.Lock()
-
-    def __str__(self) -> str:
-        return self.url
 
     def find(self, name: str, sha256: str) -> Path | None:
         try:
-            return self.cache.get(sha256, f"{self.url}/{name}", lambda path: self.fetch(name, path))
+            return self.cache.get(sha256, f"{self}/{name}", lambda path: self.fetch(name, path))
         except FileNotFoundError:
             return None
 
@@ -107,57 +94,6 @@ class RemotePlace:
             except FileNotFoundError:
                 return None
         return folder
-
-    def read(self, name: str) -> bytes:
-        """A small file's bytes. Raises FileNotFoundError."""
-        files, root = self._files()
-        data: bytes = self._asked(name, lambda: files.cat_file(f"{root}/{name}"))
-        return data
-
-    def fetch(self, name: str, path: Path) -> str:
-        """Copies a file to ``path``, in a few large requests: small ones cost more time than their bytes.
-
-        Returns the sha256 of the bytes, which are at hand here. Raises FileNotFoundError.
-        """
-        files, root = self._files()
-        place = f"{root}/{name}"
-        digest, start, size = hashlib.sha256(), 0, BLOCK
-        with path.open("wb") as copy:
-            while start < size:
-                block = self._asked(name, partial(files.cat_file, place, start=start, end=min(start + BLOCK, size)))
-                digest.update(block)
-                copy.write(block)
-                start += BLOCK
-                # Only a file that fills the first request is worth a question about its size.
-                if size == BLOCK == len(block):
-                    size = int(self._asked(name, lambda: files.info(place)["size"]))
-        return digest.hexdigest()
-
-    def fetch_folder(self, name: str, path: Path) -> None:
-        """Copies a folder with everything below it to ``path``. Raises FileNotFoundError."""
-        files, root = self._files()
-        self._asked(name, lambda: files.get(f"{root}/{name}", str(path), recursive=True))
-
-    def _asked(self, name: str, ask: Any) -> Any:
-        """The answer of the file system; what goes wrong on the way is told with the URL."""
-        try:
-            return ask()
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # every file system has errors of its own
-            raise LatentflowError(f"{self.url}/{name} cannot be read: {error or type(error).__name__}.") from error
-
-    def _files(self) -> "tuple[AbstractFileSystem, str]":
-        with self._opening:
-            if self._opened is None:
-                try:
-                    from fsspec.core import url_to_fs
-
-                    files, root = url_to_fs(self.url)
-                except (ImportError, ValueError) as error:
-                    raise LatentflowError(f"{self.url} cannot be opened: {error}.") from error
-                self._opened = files, root.rstrip("/")
-            return self._opened
 
 
 def read_manifest(place: Path | str) -> EncodedManifest:

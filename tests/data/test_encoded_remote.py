@@ -13,7 +13,7 @@ import pytest
 import torch
 from encoded_sets import Recipe, write_set
 
-from latentflow.data import places
+from latentflow.data import remote
 from latentflow.data.cache import Cache
 from latentflow.data.encoded import EncodedSet
 from latentflow.data.places import RemotePlace
@@ -115,10 +115,10 @@ def copied(source: Path) -> Callable[[Path], str]:
 def test_a_file_of_any_size_comes_whole(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
-    monkeypatch.setattr(places, "BLOCK", 64)
+    monkeypatch.setattr(remote, "BLOCK", 64)
     bytes_ = os.urandom(size)
     fsspec.filesystem("memory").pipe_file("/sizes/file", bytes_)
-    found = places.RemotePlace("memory://sizes", Cache(tmp_path, 1)).fetch("file", tmp_path / "file")
+    found = RemotePlace("memory://sizes", Cache(tmp_path, 1)).fetch("file", tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == bytes_
     assert found == sha256_file(tmp_path / "file")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from object_store import s3_bucket
 from source_helpers import opened, png, refusal, regular, shard, special, tar_bytes
 
 from latentflow.data.locations import spell_out, without_secrets
@@ -251,22 +252,10 @@ def test_a_web_address_is_streamed_and_its_signature_is_not_shown(tmp_path: Path
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """A bucket of a real S3 server on this machine; its address and keys lie in the environment."""
-    pytest.importorskip("s3fs", reason="s3fs is not installed (extra s3)")
-    server_module = pytest.importorskip("moto.server", reason="moto is not installed (extra dev)")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        environment.setenv("AWS_ACCESS_KEY_ID", "key")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        files = fsspec.filesystem("s3")
-        files.mkdir("bucket")
+    with s3_bucket("bucket") as url:
         for number in range(3):
-            files.pipe_file(f"bucket/train/t-{number:03d}.tar", tar_bytes(shard(10 * number, 5)))
-        yield "s3://bucket/train"
-    server.stop()
+            fsspec.filesystem("s3").pipe_file(f"{url}/train/t-{number:03d}.tar", tar_bytes(shard(10 * number, 5)))
+        yield f"{url}/train"
 
 
 @pytest.mark.parametrize("pattern", ["t-{000..002}.tar", "t-*.tar"])
