@@ -23,6 +23,7 @@ from latentflow.denoisers import FAMILIES, Denoiser
 from latentflow.diffusion import Diffusion
 from latentflow.params import ModelParams, TrainParams, load
 from latentflow.training import loop
+from latentflow.training.averages import Snapshots
 from latentflow.training.checkpoint import Curves, Identity
 from latentflow.training.parallel import parallel
 from latentflow.training.report import Observer
@@ -98,6 +99,7 @@ def train(
         denoiser=Denoiser(FAMILIES[family], model, diffusion.definition),
         encoded=encoded,
         vault=Vault(checkpoints, Keep(chosen.keep_last, chosen.keep_every)),
+        snapshots=Snapshots(checkpoints.parent / "averages"),
         identity=Identity("key", {"train.steps": str(chosen.steps)}, {"encoded": "d"}),
     )
     outcome = Outcome({}, {})
@@ -167,4 +169,3 @@ EXACT = {"train/loss", "train/gradient_norm", "validation/loss"} | {
     f"train/loss_at_time/{low / 5:.1f}-{(low + 1) / 5:.1f}" for low in range(5)
 }
 """The figures that do not measure time or memory."""
-

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from latentflow.training.loop import Job
     from latentflow.training.parallel import Parallel
     from latentflow.training.report import Observer
-    from latentflow.training.vault import Checkpoint
+    from latentflow.training.vault import Checkpoint, Vault
 
     Starter = Callable[[Progress | None], Observer]
 
@@ -92,7 +92,8 @@ def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest) ->
     vae_manifest = AutoencoderManifest.read(sources.autoencoder)
     if manifest.inputs["autoencoder"] != vae_manifest.digest:
         raise LatentflowError(
-            f"{sources.encoded} was encoded with another autoencoder than {sources.autoencoder}; run `latentflow encode`."
+            f"{sources.encoded} was encoded with another autoencoder than {sources.autoencoder}; run `latentflow "
+            "encode`."
         )
     if inputs.train.batch_size > manifest.counts["train"]:
         raise LatentflowError(
@@ -166,6 +167,7 @@ def _train(
     from latentflow.data.encoded import EncodedSet
     from latentflow.denoisers import FAMILIES, Denoiser
     from latentflow.training import delivery, loop
+    from latentflow.training.averages import Snapshots
     from latentflow.training.vault import Keep, Vault
 
     encoded = EncodedSet.open(sources.encoded, sources.parts)
@@ -178,21 +180,36 @@ def _train(
         denoiser=Denoiser(FAMILIES[inputs.model.denoiser], model, diffusion.definition),
         encoded=encoded,
         vault=Vault(_checkpoints(work, identity), Keep(inputs.train.keep_last, inputs.train.keep_every)),
+        snapshots=Snapshots(work / "averages"),
         identity=identity,
     )
-    with _observed(inputs, job, sources, work, together) as (start, run):
+    together.everywhere(job.vault.prepare)
+    with _settled(job.vault), _observed(inputs, job, sources, work, together) as (start, run):
         trained, curves = loop.train(job, together, start, named)
 
         def deliver() -> None:
             with atomic_folder(work / "done") as folder:
                 delivery.write(job, trained, curves, sources.autoencoder, folder)
-                copy_tree_or_file(work / "samples", folder / "samples")
+                for name in ("samples", "averages"):
+                    if (work / name).is_dir():
+                        copy_tree_or_file(work / name, folder / name)
                 _manifest(inputs, job, folder, run().id).write(folder)
                 if (folder / delivery.ADAPTER).is_dir():
                     resolution, guidance = encoded.manifest.resolution, inputs.train.sample_guidance
                     run().log_adapter(folder / delivery.ADAPTER, inputs.model.pretrained, resolution, guidance)
 
         together.everywhere(deliver)
+
+
+@contextmanager
+def _settled(vault: "Vault") -> Iterator[None]:
+    """What goes wrong inside is raised after a checkpoint that is being written has been."""
+    try:
+        yield
+    except BaseException:
+        with suppress(LatentflowError):
+            vault.wait()
+        raise
 
 
 def _checkpoints(work: Path, identity: "Identity") -> Path | str:
@@ -279,7 +296,9 @@ def _observed(
             opened.append(run)
             run.log_dataset("encoded", job.encoded.manifest.digest, str(job.encoded), "training")
             return Observer(
-                metrics=run.log_metrics, samples=_painter(job.encoded, sources.autoencoder, work, run), run_id=lambda: run.id
+                metrics=run.log_metrics,
+                samples=_painter(job.encoded, sources.autoencoder, work, run),
+                run_id=lambda: run.id,
             )
 
         try:

@@ -33,13 +33,16 @@ class Batch:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
         """On ``device``; latents, noise and text in ``dtype``."""
-        return self._each(
-            lambda tensor: tensor.to(device, dtype if tensor.dtype == torch.float32 else None, non_blocking=True)
-        )
+
+        def moved(tensor: Tensor) -> Tensor:
+            wanted = dtype if tensor.dtype == torch.float32 else tensor.dtype
+            return tensor.to(device, wanted, non_blocking=True)
+
+        return self._each(moved)
 
     def parts(self, count: int) -> "list[Batch]":
         """The batch in ``count`` equal parts, in order."""
-        return [self._each(lambda tensor, n=number: tensor.chunk(count)[n]) for number in range(count)]
+        return [self._each(partial(_chunk, count=count, number=number)) for number in range(count)]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch(
@@ -51,6 +54,10 @@ class Batch:
             change(self.dropped),
             {key: change(tensor) for key, tensor in self.extra.items()},
         )
+
+
+def _chunk(tensor: Tensor, count: int, number: int) -> Tensor:
+    return tensor.chunk(count)[number]
 
 
 def density(params: TrainParams) -> Density:

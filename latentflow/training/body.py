@@ -63,7 +63,7 @@ class Body:
         }
         averaged = {name: parameter for name, parameter in parameters.items() if not name.startswith("ideas.")}
         averages = {EMA_FILE: EMA(averaged, warmed_up(params.ema_decay))}
-        averages |= {f"average-{length:g}": EMA(averaged, power(length)) for length in params.ema_lengths}
+        averages |= {average_file(length): EMA(averaged, power(length)) for length in params.ema_lengths}
         state = State(
             modules=modules,
             parameters=parameters,
@@ -140,6 +140,11 @@ class Body:
                 self.parallel.mean(parameter.grad)
 
 
+def average_file(length: float) -> str:
+    """The name, in a checkpoint, of the power-function average of that length."""
+    return f"average-{length:g}"
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered; any other itself."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -147,5 +152,3 @@ def whole(tensor: Tensor) -> Tensor:
 
 def _holds(block: nn.Module, tensor: Tensor) -> bool:
     return any(tensor is own for own in block.parameters())
-
-

@@ -71,8 +71,8 @@ class State:
 
     def gathered(self, main: bool) -> "Gathered":
         """Copies of everything, whole; a collective call in which every process takes part and ``main`` keeps them."""
-        files = {"model": _copied(self._weights(), main)}
-        files |= {name: _copied(ema.averages, main) for name, ema in self.averages.items()}
+        files = {"model": copied(self._weights(), main)}
+        files |= {name: copied(ema.averages, main) for name, ema in self.averages.items()}
         numbers: dict[str, float] = {}
         tensors: Tensors = {}
         for name, key, value in self._optimizer_entries():
@@ -80,7 +80,7 @@ class State:
                 tensors[f"{key}:{name}"] = value
             else:
                 numbers[f"{key}:{name}"] = value
-        files["optimizer"] = _copied(tensors, main)
+        files["optimizer"] = copied(tensors, main)
         return Gathered(files, numbers, self.scaler.state_dict())
 
     def restore(self, folder: Path) -> None:
@@ -165,7 +165,7 @@ def require_same(named: Path | str, found: Identity, wanted: Identity, more_step
         )
 
 
-def _copied(tensors: Mapping[str, Tensor], keep: bool) -> Tensors:
+def copied(tensors: Mapping[str, Tensor], keep: bool) -> Tensors:
     """Whole copies on the CPU, which later steps do not change; nothing where ``keep`` is False."""
     copies: Tensors = {}
     for name, tensor in tensors.items():

@@ -2,12 +2,14 @@
 
 import logging
 import time
+from typing import NoReturn
 
 import torch
 
 from latentflow.params import TrainParams
-from latentflow.training.body import Body
-from latentflow.training.checkpoint import Progress
+from latentflow.training.averages import Snapshots
+from latentflow.training.body import Body, average_file
+from latentflow.training.checkpoint import Progress, copied
 from latentflow.training.interruption import PreemptedError, Termination
 from latentflow.training.parallel import Parallel
 from latentflow.training.vault import Vault
@@ -21,15 +23,25 @@ log = logging.getLogger(__name__)
 class Keeper:
     """Saves ``body`` in ``vault``. All processes take part in a checkpoint, so they agree on its step first."""
 
-    def __init__(self, params: TrainParams, parallel: Parallel, body: Body, vault: Vault, termination: Termination):
+    def __init__(
+        self,
+        params: TrainParams,
+        parallel: Parallel,
+        body: Body,
+        vault: Vault,
+        snapshots: Snapshots,
+        termination: Termination,
+    ) -> None:
         self._params, self._parallel, self._body, self._vault = params, parallel, body, vault
+        self._snapshots = snapshots
         self._termination = termination
+        self.asked = False
+        """Whether every process knows that SIGTERM came to one of them."""
         self._saved: int | None = None
-        self._asked = False
         self._clock = time.monotonic()
 
     def due(self, done: int) -> bool:
-        """Whether a checkpoint is to be made after ``done`` steps; if SIGTERM came, `leave` is to follow."""
+        """Whether a checkpoint is to be made after ``done`` steps; where ``asked`` is set, `leave` is to follow."""
         by_steps = done % self._params.checkpoint_every == 0 or done == self._params.steps
         asked, old = self._agreed(done)
         return by_steps or asked or old
@@ -44,23 +56,31 @@ class Keeper:
             losses = {int(step): loss for step, loss, *_ in progress.curves["validation"]}
             self._vault.save(progress.step, lambda folder: state.write(folder, progress), losses)
 
-    def leave_if_asked(self, done: int) -> None:
-        """Raises PreemptedError once the checkpoint of ``done`` is written, if every process knows of a SIGTERM."""
-        if self._asked:
-            self._vault.wait()
-            log.warning("ended as asked; the same command goes on from the %s", self._vault.describe_newest())
-            raise PreemptedError(done)
+    def leave(self, done: int) -> NoReturn:
+        """Raises PreemptedError once the checkpoint of ``done`` is written."""
+        self._vault.wait()
+        log.warning("ended as asked; the same command goes on from the %s", self._vault.describe_newest())
+        raise PreemptedError(done)
+
+    def snapshot(self, done: int) -> None:
+        """Keeps the power-function averages, ``ema_snapshots`` times over the run, the last time at its end."""
+        steps, times = self._params.steps, self._params.ema_snapshots
+        if not self._params.ema_lengths or done not in {-(-steps * number // times) for number in range(1, times + 1)}:
+            return
+        for length in self._params.ema_lengths:
+            tensors = copied(self._body.state.averages[average_file(length)].averages, self._parallel.main)
+            if self._parallel.main:
+                self._snapshots.save(done, length, tensors)
 
     def _agreed(self, done: int) -> tuple[bool, bool]:
         """(whether any process was asked to end, whether the main process finds the last checkpoint too old)."""
         minutes = self._params.checkpoint_minutes
         old = bool(minutes) and self._parallel.main and time.monotonic() - self._clock > 60 * minutes
         if self._parallel.processes == 1:
-            self._asked = self._termination.asked
-            return self._asked, old
+            self.asked = self._termination.asked
+            return self.asked, old
         if done % VOTE_EVERY:
             return False, False
         votes = torch.tensor([float(self._termination.asked), float(old)], device=self._parallel.device)
-        asked, old = (bool(vote) for vote in self._parallel.largest(votes).tolist())
-        self._asked = asked
-        return asked, old
+        self.asked, old = (bool(vote) for vote in self._parallel.largest(votes).tolist())
+        return self.asked, old

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,11 @@ from torch import nn
 from latentflow.data.encoded import EncodedSet
 from latentflow.denoisers import Denoiser
 from latentflow.diffusion import Diffusion
+from latentflow.errors import LatentflowError
 from latentflow.params import TrainParams
 from latentflow.progress import track
 from latentflow.training import flops, loader
+from latentflow.training.averages import Snapshots
 from latentflow.training.batches import Batch, Batches
 from latentflow.training.body import Body
 from latentflow.training.checkpoint import Curves, Identity, Progress
@@ -31,13 +34,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on what, and where its checkpoints lie."""
+    """What is trained, on what, and where its checkpoints and the snapshots of its averages lie."""
 
     params: TrainParams
     diffusion: Diffusion
     denoiser: Denoiser
     encoded: EncodedSet
     vault: Vault
+    snapshots: Snapshots
     identity: Identity
 
 
@@ -68,7 +72,7 @@ def train(
     params, definition, share = job.params, job.denoiser.definition, parallel.share
     speed = _speed(job, parallel)
     body = Body.build(params, job.denoiser, parallel)
-    progress = _restored(job, body, named)
+    progress = _restored(job, body, parallel, named)
     observer = start(progress)
     curves: Curves = progress.curves if progress else {"train": [], "validation": [], "validation_by_sigma": []}
     batches = Batches(params, definition, job.encoded, share.positions, body.ideas)
@@ -77,14 +81,15 @@ def train(
         watch.restore(progress.watch)
 
     def now(done: int) -> Progress:
-        return Progress(done, job.identity, observer.run_id(), curves, watch.state())
+        # A copy, because it is written while the curves grow.
+        return Progress(done, job.identity, observer.run_id(), deepcopy(curves), watch.state())
 
     with Termination() as termination, torch.random.fork_rng():
         # Among several processes none may leave alone: they agree between steps.
         look = termination.look if parallel.processes == 1 else _never
         preview = Preview(params, job.diffusion, job.denoiser, job.encoded, look)
         report = Report(params, body, watch, preview, observer, curves)
-        keeper = Keeper(params, parallel, body, job.vault, termination)
+        keeper = Keeper(params, parallel, body, job.vault, job.snapshots, termination)
         steps = range(progress.step if progress else 0, params.steps)
         report.views(steps.start)
         with loader.ahead(batches, steps) as ready:
@@ -105,22 +110,31 @@ def train(
 
                 done = step + 1
                 report.figures(done, rate)
+                keeper.snapshot(done)
                 if keeper.due(done):
                     with watch.aside():
                         keeper.save(now(done))
-                    keeper.leave_if_asked(done)
+                    if keeper.asked:
+                        keeper.leave(done)
                 try:
                     report.views(done)
                 except Interrupted:
                     keeper.save(now(done))
-                    keeper.leave_if_asked(done)
+                    keeper.leave(done)
         job.vault.wait()
     return body.delivered(), curves
 
 
-def _restored(job: Job, body: Body, named: Checkpoint | None) -> Progress | None:
-    """Puts the state of the named or newest checkpoint into ``body``; None where there is none."""
-    checkpoint = named or job.vault.newest()
+def _restored(job: Job, body: Body, parallel: Parallel, named: Checkpoint | None) -> Progress | None:
+    """Puts the state of the newest checkpoint, if later, or the named one into ``body``; None where there is none."""
+    newest = job.vault.newest()
+    checkpoint = newest if named is None or (newest and newest.step > named.step) else named
+    step = checkpoint.step if checkpoint else 0
+    if parallel.largest(torch.tensor([step, -step], device=parallel.device)).sum().item():
+        raise LatentflowError(
+            f"this process finds a checkpoint of step {step} in {job.vault} and another process another one: keep "
+            "checkpoints (LATENTFLOW_CHECKPOINTS) where all nodes see them, on a shared volume or in a bucket."
+        )
     if checkpoint is None:
         return None
     body.state.restore(checkpoint.folder)

@@ -50,7 +50,8 @@ def _adamw_8bit(params: TrainParams, tensors: list[Tensor]) -> Optimizer:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise LatentflowError(
-            f"train.optimizer adamw_8bit needs bitsandbytes ({error}): pip install 'latentflow[gpu]', or choose adafactor."
+            f"train.optimizer adamw_8bit needs bitsandbytes ({error}): pip install "
+            "'latentflow[gpu]', or choose adafactor."
         ) from None
     optimizer: Optimizer = AdamW8bit(
         tensors, params.learning_rate, betas=(BETA1, params.beta2), weight_decay=params.weight_decay

@@ -3,9 +3,8 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import ContextManager
 
 import torch
 import torch.distributed as dist
@@ -38,7 +37,8 @@ def share(params: TrainParams, rank: int, processes: int) -> Share:
     size, most = params.batch_size, params.per_device_batch_size
     if size % processes:
         raise LatentflowError(
-            f"train.batch_size {size} is the global batch and is not a multiple of the {processes} processes; change one."
+            f"train.batch_size {size} is the global batch and is not a multiple of the {processes} processes; change "
+            "one."
         )
     mine = size // processes
     if most and mine > most and mine % most:
@@ -97,7 +97,7 @@ class Parallel:
             fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
         return model
 
-    def autocast(self) -> ContextManager[None]:
+    def autocast(self) -> AbstractContextManager[None]:
         """The arithmetic of a forward pass: its precision, attention kernel and where activations wait."""
         stack = ExitStack()
         if low := _AUTOCAST.get(self.precision):
@@ -106,7 +106,7 @@ class Parallel:
             stack.enter_context(_attention(self._params.attention))
         return stack  # type: ignore[return-value]
 
-    def activations(self) -> ContextManager[None]:
+    def activations(self) -> AbstractContextManager[None]:
         """Inside, what the backward pass needs is kept in the CPU's memory if the parameters say so."""
         if "activations" in self._params.offload and self.device.type != "cpu":
             return torch.autograd.graph.save_on_cpu(pin_memory=True)  # type: ignore[no-any-return]
@@ -116,7 +116,7 @@ class Parallel:
         """The loss scaler of fp16; for every other precision it does nothing."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def synced(self, model: nn.Module, last: bool) -> ContextManager[None]:
+    def synced(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Around a forward and backward pass: gradients are exchanged in the last pass of a step only."""
         if self._params.sharding == "fsdp2":
             model.set_requires_gradient_sync(last)  # type: ignore[operator]
@@ -166,7 +166,7 @@ def parallel(params: TrainParams) -> Iterator[Parallel]:
     ours = not dist.is_initialized() and (processes > 1 or params.sharding == "fsdp2")
     if ours:
         # A store of its own lets a single process shard without a launcher.
-        store = None if processes > 1 else dist.HashStore()
+        store = None if processes > 1 else dist.HashStore()  # type: ignore[attr-defined]
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=processes)
     try:
@@ -193,7 +193,7 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = tuned
 
 
-def _attention(name: str) -> ContextManager[None]:
+def _attention(name: str) -> AbstractContextManager[None]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     kernels = {

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class Watch:
         self._ids, self._last_good = ids, last_good
         times = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
         self._edges = definition.time_to_sigma(times)[1:-1]
-        self._names = [f"{low:.1f}-{high:.1f}" for low, high in zip(times[:-1], times[1:], strict=True)]
+        self._names = [f"{low:.1f}-{high:.1f}" for low, high in pairwise(times.tolist())]
         self._window = _Window()
         self._calm: float | None = None
         self._pending: list[Seen] = []
@@ -112,7 +113,7 @@ class Watch:
         return figures
 
     def check(self) -> None:
-        """Reads the pending steps. Raises LatentflowError at the first whose loss or gradient is not finite or leaps."""
+        """Reads the pending steps. Raises LatentflowError where a loss or gradient is not finite, or a loss leaps."""
         pending, self._pending = self._pending, []
         if not pending:
             return

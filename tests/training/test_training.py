@@ -47,9 +47,7 @@ def test_latents_that_do_not_fit_are_refused_before_training(
     shards = [((4, 4, 4), 16), (shape, 16)]
     recipe = Recipe({"train": shards, "validation": shards, "test": shards}, inputs={"autoencoder": "a"})
     write_set(tmp_path / "encoded", recipe)
-    inputs = TrainInputs(
-        train=params(), model=model_params(family), diffusion=load(PARAMS).diffusion
-    )
+    inputs = TrainInputs(train=params(), model=model_params(family), diffusion=load(PARAMS).diffusion)
     with pytest.raises(LatentflowError, match=words):
         step.run(inputs, step.Sources(tmp_path / "encoded", tmp_path), tmp_path / "model")
 
