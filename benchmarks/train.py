@@ -19,9 +19,9 @@ the project and needs an environment of its own, which sees the project's:
 
 import argparse
 import gc
+import io
 import json
 import logging
-import os
 import shutil
 import signal
 import statistics
@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -83,7 +84,8 @@ def take_turns(parties: Sequence[Party], rounds: int, stage: Stage, clock: Clock
             if party.name in figures.failed:
                 continue
             try:
-                with clock.listen():
+                # Their progress bars.
+                with clock.listen(), redirect_stderr(io.StringIO()):
                     turn = clock.run(partial(party.train, stage))
                 figures.turns.setdefault(party.name, []).append(turn)
                 print(f"{party.name}: {1000 * turn.median:.1f} ms", file=sys.stderr, flush=True)
@@ -112,7 +114,7 @@ def show(figures: Figures, stage: Stage, peak: float) -> None:
 
 def sample_flops(stage: Stage) -> int:
     size = SIZES[stage.setting.size]
-    return forward_flops(stage.denoiser, size.latents, *size.text)
+    return forward_flops(stage.denoiser(), size.latents, *size.text)
 
 
 def largest_batch(setting: Setting) -> int:
@@ -153,7 +155,7 @@ def memory_rows(setting: Setting) -> list[tuple[str, str]]:
 
     def row(name: str, of: dict[Party, float]) -> tuple[str, str]:
         mib = " and ".join(f"{of[party] / 2**20:,.0f} MiB" for party in (OURS, BARE))
-        return f"{title}{name}", f"{mib}, {of[OURS] / of[BARE]:.3f} times"
+        return f"{title}{name}", f"{mib}, {of[OURS] / max(1, of[BARE]):.3f} times"
 
     return [row("", peak), row(", from when training began", more)]
 
@@ -251,7 +253,6 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     chosen = parse()
     logging.disable(logging.WARNING)
-    os.environ["TQDM_DISABLE"] = "1"
     parties = [party for party in PARTIES if not chosen.only or party.name in chosen.only]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

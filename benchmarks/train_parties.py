@@ -153,15 +153,13 @@ class Stage:
         self._weights = denoisers.build(params.model, list(size.latents), size.text[1], 0)
         self.tensors = setting.tensors()
 
-    @property
     def denoiser(self) -> Denoiser:
         """A denoiser that nobody has trained, on the CPU."""
         return Denoiser(self.family, copy.deepcopy(self._weights), self.diffusion.definition)
 
-    @property
     def body(self) -> Body:
         """The same as a plain module on the device."""
-        return Body(self.family, self.denoiser.model).to(self.device).train()
+        return Body(self.family, self.denoiser().model).to(self.device).train()
 
     @property
     def mixed(self) -> str:
@@ -305,7 +303,7 @@ def ours(stage: Stage, checkpoints: Path, told: Callable[[int], None]) -> None:
         return loop.Observer(metrics=lambda *_: None, samples=lambda *_: None, run_id=lambda: "")
 
     encoded = EncodedSet.open(stage.setting.encoded)
-    loop.train(stage.train, stage.diffusion, stage.denoiser, encoded, checkpoints, "benchmark", start)
+    loop.train(stage.train, stage.diffusion, stage.denoiser(), encoded, checkpoints, "benchmark", start)
 
 
 def train_ours(stage: Stage) -> None:
@@ -314,7 +312,7 @@ def train_ours(stage: Stage) -> None:
 
 
 def train_bare(stage: Stage) -> None:
-    body, tensors = stage.body, [tensor.to(stage.device) for tensor in stage.tensors]
+    body, tensors = stage.body(), [tensor.to(stage.device) for tensor in stage.tensors]
     optimizer = torch.optim.AdamW(body.parameters(), **stage.adamw)
     average = Average(body, stage.train.ema_decay)
     while True:
@@ -334,7 +332,7 @@ def train_script(stage: Stage) -> None:
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
 
-    accelerator, body = Accelerator(mixed_precision=stage.mixed), stage.body
+    accelerator, body = Accelerator(mixed_precision=stage.mixed), stage.body()
     average = EMAModel(body.parameters(), decay=stage.train.ema_decay, foreach=True)
     average.to(accelerator.device)
     optimizer = torch.optim.AdamW(body.parameters(), **stage.adamw)
@@ -387,7 +385,7 @@ def smalldiffusion_alone() -> ModuleType:
 def train_smalldiffusion(stage: Stage) -> None:
     from accelerate import Accelerator
 
-    library, body = smalldiffusion_alone(), stage.body
+    library, body = smalldiffusion_alone(), stage.body()
     accelerator, rate = Accelerator(mixed_precision=stage.mixed), stage.train.learning_rate
     schedule = library.ScheduleLogNormalFlow()
     with stage.completed(body):
@@ -421,7 +419,7 @@ def train_diffsynth(stage: Stage) -> None:
 
     # It takes samples one by one, and a larger batch as so many accumulated.
     accelerator = Accelerator(mixed_precision=stage.mixed, gradient_accumulation_steps=stage.setting.batch)
-    task = Task(stage.body)
+    task = Task(stage.body())
     with stage.completed(task), tempfile.TemporaryDirectory() as folder:
         launch_training_task(
             accelerator,
