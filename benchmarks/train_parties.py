@@ -32,6 +32,10 @@ from latentflow.denoisers import FAMILIES, Denoiser, Family
 from latentflow.devices import best_device
 from latentflow.diffusion import Diffusion
 from latentflow.training import loader, loop
+from latentflow.training.checkpoint import Identity, Progress
+from latentflow.training.parallel import parallel
+from latentflow.training.report import Observer
+from latentflow.training.vault import Keep, Vault
 
 PARAMS = Path(__file__).resolve().parents[1] / "params.yaml"
 DITS = "model.pixart"
@@ -298,12 +302,23 @@ class Party:
 def ours(stage: Stage, checkpoints: Path, told: Callable[[int], None]) -> None:
     """latentflow's loop; ``told`` hears from which step it goes on."""
 
-    def start(progress: loop.Progress | None) -> loop.Observer:
+    def start(progress: Progress | None) -> Observer:
         told(progress.step if progress else 0)
-        return loop.Observer(metrics=lambda *_: None, samples=lambda *_: None, run_id=lambda: "")
+        return Observer(metrics=lambda *_: None, samples=lambda *_: None, run_id=lambda: "")
 
-    encoded = EncodedSet.open(stage.setting.encoded)
-    loop.train(stage.train, stage.diffusion, stage.denoiser(), encoded, checkpoints, "benchmark", start)
+    job = loop.Job(
+        params=stage.train,
+        diffusion=stage.diffusion,
+        denoiser=stage.denoiser(),
+        encoded=EncodedSet.open(stage.setting.encoded),
+        vault=Vault(checkpoints, Keep(stage.train.keep_last, stage.train.keep_every)),
+        identity=Identity("benchmark", {}, {}),
+    )
+    with parallel(stage.train) as alone:
+        try:
+            loop.train(job, alone, start)
+        finally:
+            job.vault.wait()  # the clock stops the loop while a checkpoint may be on its way
 
 
 def train_ours(stage: Stage) -> None:
