@@ -195,9 +195,8 @@ def resume_rows(setting: Setting, folder: Path, rounds: int) -> list[tuple[str, 
     fresh, resumed = [], []
     for number in range(rounds):
         place = folder / f"checkpoints-{number}"
-        once("start", setting, str(place), killed)
+        fresh.append(once("start", setting, str(place), killed))
         resumed.append(once("start", setting, str(place), 1))
-        fresh.append(once("start", setting, str(folder / f"none-{number}"), 1))
         shutil.rmtree(place)
     anew, after = (statistics.median(one["seconds"] for one in ones) for ones in (fresh, resumed))
     rework = killed - resumed[0]["from_step"]

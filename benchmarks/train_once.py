@@ -47,17 +47,18 @@ def memory(stage: Stage, name: str, steps: int) -> None:
 
 
 def start(stage: Stage, folder: Path, steps: int) -> None:
-    """Says when the last step was done and from which step it went on, and is killed as by a node that goes down."""
+    """Says when the first step was done and from which it went on; in the end it is as if the node went down."""
     from_step: list[int] = []
     done = 0
 
     def count(*_: object) -> None:
         nonlocal done
         done += 1
-        if done == steps:
-            if stage.device.type == "cuda":
-                torch.cuda.synchronize()
+        if stage.device.type == "cuda":
+            torch.cuda.synchronize()
+        if done == 1:
             tell(time=time.time(), from_step=from_step[0])
+        if done == steps:
             os.kill(os.getpid(), signal.SIGKILL)
 
     register_optimizer_step_post_hook(count)
