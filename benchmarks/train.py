@@ -199,7 +199,7 @@ def resume_rows(setting: Setting, folder: Path, rounds: int) -> list[tuple[str, 
         resumed.append(once("start", setting, str(place), 1))
         shutil.rmtree(place)
     anew, after = (statistics.median(one["seconds"] for one in ones) for ones in (fresh, resumed))
-    rework = killed - resumed[0]["from_step"]
+    rework = max(killed - one["from_step"] for one in resumed)
     return [
         ("from a process's start to its first step, resumed and anew", f"{after:.2f} s and {anew:.2f} s"),
         (f"steps done again, killed after {killed} with checkpoints every {setting.checkpoint_every}", f"{rework:.0f}"),
@@ -237,7 +237,7 @@ def parse() -> argparse.Namespace:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--steps", type=int, default=20, help="counted steps of a turn")
     options.add_argument("--seconds", type=float, default=60, help="after which a turn ends with what it has")
-    options.add_argument("--checkpoint-every", type=int, default=20, help="steps, where checkpoints are measured")
+    options.add_argument("--checkpoint-every", type=int, default=25, help="steps, where checkpoints are measured")
     options.add_argument("--only", nargs="*", default=[], help="names of loops; all that are there if not given")
     options.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     chosen = options.parse_args()

@@ -29,6 +29,6 @@ def test_it_prints_its_tables_with_whoever_is_there(tmp_path: Path) -> None:
     assert len(re.findall(r"MiB and [\d,]+ MiB, \d+\.\d+ times", costs)) == 2
     assert re.search(r"blocks training for \| -?[\d.]+ s", costs)
     assert re.search(r"resumed and anew \| [\d.]+ s and [\d.]+ s", costs)
-    # Killed half-way between two checkpoints of four steps, of which the first was whole.
-    assert re.search(r"killed after 6 with checkpoints every 4 \| 2 \|", costs), costs
+    # Killed half-way between two checkpoints of four steps: these are so quick that the first may not be whole by then.
+    assert re.search(r"killed after 6 with checkpoints every 4 \| [26] \|", costs), costs
     assert not list(tmp_path.iterdir())
