@@ -32,6 +32,7 @@ from latentflow.denoisers import FAMILIES, Denoiser, Family
 from latentflow.devices import best_device
 from latentflow.diffusion import Diffusion
 from latentflow.training import loader, loop
+from latentflow.training.averages import Snapshots
 from latentflow.training.checkpoint import Identity, Progress
 from latentflow.training.parallel import parallel
 from latentflow.training.report import Observer
@@ -312,6 +313,7 @@ def ours(stage: Stage, checkpoints: Path, told: Callable[[int], None]) -> None:
         denoiser=stage.denoiser(),
         encoded=EncodedSet.open(stage.setting.encoded),
         vault=Vault(checkpoints, Keep(stage.train.keep_last, stage.train.keep_every)),
+        snapshots=Snapshots(checkpoints.parent / "averages"),
         identity=Identity("benchmark", {}, {}),
     )
     with parallel(stage.train) as alone:
@@ -323,7 +325,7 @@ def ours(stage: Stage, checkpoints: Path, told: Callable[[int], None]) -> None:
 
 def train_ours(stage: Stage) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        ours(stage, Path(folder), lambda _: None)
+        ours(stage, Path(folder) / "checkpoints", lambda _: None)
 
 
 def train_bare(stage: Stage) -> None:
