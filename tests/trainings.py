@@ -120,7 +120,10 @@ def start(folder: Path, *changes: str, processes: int = 1, family: str = "pixart
     A server that has imported everything forks them, so that many can be started and killed in little time.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "peft"])
+    # Where the server finds what it imports; it says nothing where it does not.
+    here = Path(__file__).parent
+    os.environ["PYTHONPATH"] = os.pathsep.join((str(here), str(here.parent), os.environ.get("PYTHONPATH", "")))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

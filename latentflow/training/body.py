@@ -46,15 +46,16 @@ class Body:
         blocks = family.blocks(model)
         within = {name for name, tensor in model.named_parameters() for block in blocks if _holds(block, tensor)}
         empty = deepcopy(model).to("meta") if params.sharding == "fsdp2" else None
-        model.to(parallel.device, parallel.dtype)
+        parallel.place(model)
         ideas = ideas_room.build(params.ideas, denoiser, params.seed)
         if params.compile:
             for block in blocks:
                 block.compile()
         spread = parallel.spread(model, blocks)
         modules = {"": model} | {f"ideas.{n}.": idea.module for n, idea in enumerate(ideas) if idea.module is not None}
-        for module in modules.values():
-            module.to(parallel.device, parallel.dtype)
+        for idea in ideas:
+            if idea.module is not None:
+                parallel.place(idea.module)
         parameters = {
             f"{prefix}{name}": parameter
             for prefix, module in modules.items()
@@ -128,7 +129,7 @@ class Body:
             weights_of = {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()}
             model = self._empty.eval()
             model.load_state_dict(weights_of, assign=True)
-        return model.cpu()
+        return model.cpu() if self.parallel.dtype == torch.float32 else model.cpu().float()
 
     def _weights(self, definition: Definition, sigma: Tensor) -> Tensor:
         return weights(self.params.loss_weighting, definition, sigma, self.params.min_snr_gamma)

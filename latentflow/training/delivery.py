@@ -39,7 +39,7 @@ def write(job: Job, model: nn.Module, curves: Curves, autoencoder: Path, folder:
 def _write_pipeline(job: Job, model: nn.Module, autoencoder: Path, folder: Path) -> None:
     manifest, family = job.encoded.manifest, job.denoiser.family
     text = text_room.load_saved(job.encoded.text_folder, manifest.max_tokens)
-    model = model.to(dtype=torch.float32, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     tokens = Denoiser(family, model, job.denoiser.definition).tokens(manifest.latent_shape)
     scheduler = scheduler_for(job.diffusion, "euler", tokens, family.flow_pipeline)
     pipeline = family.pipeline(model, vae_room.load_from(autoencoder), text, scheduler)

@@ -68,6 +68,12 @@ class Parallel:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
+    def place(self, module: nn.Module) -> None:
+        """Moves a module's weights to this process's device, in the type in which they are kept."""
+        module.to(self.device)
+        if self.dtype != torch.float32:
+            module.to(self.dtype)
+
     def spread(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
         """What the loop calls instead of ``model``: the model itself, replicas in step, or shards.
 
@@ -81,7 +87,7 @@ class Parallel:
 
         devices_of = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(
-            model, device_ids=devices_of, broadcast_buffers=False, gradient_as_bucket_view=True
+            model, device_ids=devices_of, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
     def _sharded(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:

@@ -14,7 +14,7 @@ from latentflow.training.watch import Watch
 
 @dataclass(frozen=True)
 class Observer:
-    """Where reports go: figures by step, latents of the fixed captions by step; and the id of the run that they go to."""
+    """Where reports go: figures and latents of the fixed captions, by step; and the id of the run that takes them."""
 
     metrics: Callable[[dict[str, float], int], None]
     samples: Callable[[Tensor, int], None]

@@ -25,7 +25,7 @@ WORST = 4
 
 @dataclass(frozen=True)
 class Seen:
-    """One step as this process saw it: loss and gradient norm (), errors and σ (n,) of its samples, all on the device."""
+    """One step as this process saw it: loss and gradient norm (), errors and σ (n,) of its samples; not waited for."""
 
     step: int
     loss: Tensor
@@ -140,7 +140,7 @@ class Watch:
         """Step by step, so that the sums are the same to the bit wherever the reading is cut."""
         table = torch.zeros(len(pending), 2, BINS, dtype=torch.float64)
         for row, seen in zip(table, pending, strict=True):
-            places = torch.bucketize(seen.sigma.detach().cpu(), self._edges)
+            places = torch.bucketize(seen.sigma.detach().cpu().contiguous(), self._edges)
             row[0].index_add_(0, places, seen.errors.detach().double().cpu())
             row[1].index_add_(0, places, torch.ones(len(places), dtype=torch.float64))
         table = self._parallel.mean(table.to(self._parallel.device)) * self._parallel.processes
