@@ -146,13 +146,14 @@ def test_a_key_that_an_idea_reads_and_some_shard_lacks_is_named(tmp_path: Path) 
 
 
 def test_a_batch_says_whose_caption_was_dropped_and_can_be_parted(tmp_path: Path) -> None:
-    encoded = opened(tmp_path, Recipe({"train": [(SQUARE, 20)]}))
-    batch = Batches(params(caption_dropout=0.5), FLOW, encoded).at(1)
+    encoded = opened(tmp_path, Recipe({"train": [(SQUARE, 20)]}, extra=("features",)))
+    batch = Batches(params(caption_dropout=0.5), FLOW, encoded, ideas=[Reader(1.0, None, 0)]).at(1)
     assert 0 < batch.dropped.sum() < 8
     assert torch.equal(batch.dropped, ~batch.text.any(dim=(1, 2)))
-    part = batch.map(lambda tensor: tensor[2:5])
-    assert torch.equal(part.text, batch.text[2:5])
-    assert torch.equal(part.dropped, batch.dropped[2:5])
+    _, second = batch.parts(2)
+    assert torch.equal(second.text, batch.text[4:])
+    assert torch.equal(second.dropped, batch.dropped[4:])
+    assert torch.equal(second.extra["crop"], batch.extra["crop"][4:])
 
 
 def test_batches_come_ahead_in_order_and_a_fault_at_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

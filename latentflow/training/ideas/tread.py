@@ -35,7 +35,7 @@ class Tread(Idea):
         skipped = route(len(model.transformer_blocks))
         self._step, self._size = 0, 0
         self._places: Tensor | None = None
-        self._kept: Tensor | None = None
+        self._staying: Tensor | None = None
         self._all: Tensor | None = None
         model.pos_embed.register_forward_hook(self._choose)
         model.transformer_blocks[skipped.start].register_forward_pre_hook(self._leave)
@@ -52,21 +52,24 @@ class Tread(Idea):
         from latentflow.devices import step_generator
 
         if embedding.training and self._places is not None:
-            count = tokens.shape[1]
+            samples, count, _ = tokens.shape
             noise = torch.rand((self._size, count), generator=step_generator(self.seed, "tread", self._step))
             staying = max(1, count - round(self.value * count))
-            self._kept = noise[self._places].argsort(1)[:, :staying].to(tokens.device, non_blocking=True)
+            numbers = noise[self._places].argsort(1)[:, :staying] + torch.arange(samples)[:, None] * count
+            self._staying = numbers.flatten().to(tokens.device, non_blocking=True)
 
     def _leave(self, block: "nn.Module", inputs: Any) -> Any:
-        if not block.training or self._kept is None:
+        if not block.training or self._staying is None:
             return None
-        self._all = inputs[0]
-        return inputs[0].gather(1, _index(self._kept, inputs[0])), *inputs[1:]
+        self._all, *rest = inputs
+        staying = self._all.flatten(0, 1).index_select(0, self._staying)
+        return staying.unflatten(0, (len(self._all), -1)), *rest
 
     def _return(self, block: "nn.Module", inputs: Any, output: "Tensor") -> "Tensor | None":
-        if not block.training or self._kept is None or self._all is None:
+        if not block.training or self._staying is None or self._all is None:
             return None
-        return self._all.to(output.dtype).scatter(1, _index(self._kept, output), output)
+        together = self._all.to(output.dtype).flatten(0, 1).index_copy(0, self._staying, output.flatten(0, 1))
+        return together.view_as(self._all)
 
 
 def route(blocks: int) -> range:
@@ -77,8 +80,3 @@ def route(blocks: int) -> range:
             "model.pixart.layers, or leave tread out."
         )
     return range(max(1, min(2, blocks // 6)), blocks - max(1, min(4, blocks // 3)))
-
-
-def _index(kept: "Tensor", tokens: "Tensor") -> "Tensor":
-    """``kept`` (n, k) as an index into tokens (n, t, d)."""
-    return kept[:, :, None].expand(-1, -1, tokens.shape[2])
