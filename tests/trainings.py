@@ -35,7 +35,7 @@ MODEL = {
     "denoiser": "pixart",
     "pretrained": "",
     "unet": {"channels": [32], "attention": [True], "layers_per_block": 1, "head_dim": 8, "pooled_text": False},
-    "pixart": {"layers": 2, "heads": 2, "head_dim": 16, "patch_size": 2},
+    "pixart": {"layers": 3, "heads": 2, "head_dim": 16, "patch_size": 2},
     "auraflow": {"layers": 1, "single_layers": 1, "heads": 2, "head_dim": 16, "patch_size": 2},
 }
 FEW: dict[str, object] = {
@@ -110,7 +110,7 @@ def train(
     )
     with parallel(chosen) as together:
         trained, outcome.curves = loop.train(job, together, lambda progress: observer, named)
-    outcome.weights = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    outcome.weights = {name: tensor.clone().contiguous() for name, tensor in trained.state_dict().items()}
     return outcome
 
 

@@ -18,7 +18,7 @@ from latentflow.training.batches import Batch
 from latentflow.training.checkpoint import State
 from latentflow.training.ema import EMA, power, warmed_up
 from latentflow.training.ideas import Forward, Idea
-from latentflow.training.parallel import Parallel
+from latentflow.training.parallel import Parallel, reshard
 
 EMA_FILE = "ema"
 
@@ -114,21 +114,19 @@ class Body:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the denoiser has the averaged weights and is evaluated."""
-        self.denoiser.model.eval()
+        model = self.denoiser.model.eval()
         try:
             with self.ema.applied():
                 yield
         finally:
-            self.denoiser.model.train()
+            reshard(model.train())
 
     def delivered(self) -> nn.Module:
         """The finished model with averaged weights, whole, on the CPU, adapters merged; the training is over."""
         self.ema.swap()
         model = self.denoiser.model.eval()
         if self._empty is not None:
-            weights_of = {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()}
-            model = self._empty.eval()
-            model.load_state_dict(weights_of, assign=True)
+            model = _unsharded(model, self._empty.eval())
         return model.cpu() if self.parallel.dtype == torch.float32 else model.cpu().float()
 
     def _weights(self, definition: Definition, sigma: Tensor) -> Tensor:
@@ -149,6 +147,17 @@ def average_file(length: float) -> str:
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered; any other itself."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _unsharded(model: nn.Module, empty: nn.Module) -> nn.Module:
+    """``empty``, a copy without values from before ``model`` was sharded, with all of its values on the CPU."""
+    tensors = {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()}
+    empty.load_state_dict(tensors, assign=True)
+    # Buffers that are in no state dict, such as tables of positions.
+    for source, target in zip(model.modules(), empty.modules(), strict=True):
+        for name, buffer in source.named_buffers(recurse=False):
+            setattr(target, name, buffer.cpu())
+    return empty
 
 
 def _holds(block: nn.Module, tensor: Tensor) -> bool:

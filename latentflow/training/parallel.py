@@ -98,7 +98,11 @@ class Parallel:
         low = _AUTOCAST.get(self.precision)
         # Gathered in the type in which autocast computes; gradients are added up in fp32.
         precision = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=self.dtype if low else None)
-        offload = CPUOffloadPolicy() if "optimizer" in self._params.offload else OffloadPolicy()
+        offload = (
+            CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
+            if "optimizer" in self._params.offload
+            else OffloadPolicy()
+        )
         for module in (*blocks, model):
             fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
         return model
@@ -160,6 +164,15 @@ class Parallel:
             raise failed
 
 
+def reshard(model: nn.Module) -> None:
+    """Drops what a sharded model gathered for a forward pass without a backward one, and would use again."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 @contextmanager
 def parallel(params: TrainParams) -> Iterator[Parallel]:
     """Joins the other processes, if torchrun or accelerate started several, for the time of the context."""
@@ -173,7 +186,8 @@ def parallel(params: TrainParams) -> Iterator[Parallel]:
     if ours:
         # A store of its own lets a single process shard without a launcher.
         store = None if processes > 1 else dist.HashStore()  # type: ignore[attr-defined]
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        # What is offloaded is exchanged between CPUs.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=processes)
     try:
         with _deterministic(params.deterministic):

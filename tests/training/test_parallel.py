@@ -1,6 +1,7 @@
 """Any number of processes and passes trains the same model; what cannot be divided or combined is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ STEPS = ("steps=20", "log_every=1", "validate_every=20", "sample_every=20")
 
 def ran(folder: Path, *changes: str, processes: int = 1, family: str = "pixart") -> list[float]:
     """The loss of every step."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     trainings.encoded_set(folder / "set")
     trainings.finished(folder, *STEPS, *changes, processes=processes, family=family)
     return [row[1] for row in json.loads((folder / "out-0" / "curves.json").read_text())["train"]]
@@ -59,8 +60,10 @@ def test_shards_train_as_one_process_and_resume(more: tuple[str, ...], tmp_path:
     weights = [load_file(tmp_path / name / "out-0" / "weights.safetensors") for name in ("one", "sharded")]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-7, atol=1e-9)
-    # From the checkpoint that two processes left, one goes on: a checkpoint is whole.
-    (tmp_path / "sharded" / "checkpoints").rename(tmp_path / "one" / "checkpoints-of-two")
+    # From a checkpoint of two processes one goes on: a checkpoint is whole.
+    shutil.copytree(tmp_path / "sharded" / "checkpoints" / "step-000000018", tmp_path / "on/checkpoints/step-000000018")
+    assert ran(tmp_path / "on", 'precision="fp64"', "keep_last=1") == pytest.approx(one, rel=1e-9)
+    assert "going on from step 18" in trainings.said(tmp_path / "on")
 
 
 @pytest.mark.parametrize(
