@@ -26,6 +26,9 @@ def same(first: Path, second: Path) -> None:
     for name, tensor in weights.items():
         assert torch.equal(tensor, others[name]), name
     assert curves == other_curves
+    logged, other_logged = (json.loads((folder / "out-0" / "logged.json").read_text()) for folder in (first, second))
+    assert other_logged
+    assert logged[-len(other_logged) :] == other_logged
 
 
 def prepared(folder: Path) -> Path:
@@ -45,6 +48,7 @@ def reached(folder: Path) -> int:
     [
         (),
         ('optimizer="muon"', "per_device_batch_size=4"),
+        ('optimizer="adamw_8bit"', 'loss_weighting="min_snr_gamma"'),
         ('optimizer="adafactor"', 'precision="fp16"', "ema_lengths=[0.05,0.1]"),
         ('ideas={"contrastive":0.05,"tread":0.5}', "gradient_checkpointing=true"),
     ],

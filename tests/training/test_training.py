@@ -143,7 +143,7 @@ def test_what_is_told_of_the_steps(encoded: EncodedSet, tmp_path: Path) -> None:
     assert 0 < figures["train/flops_utilisation"] < 1
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
+@pytest.mark.parametrize("optimizer", ["adafactor", "muon", "adamw_8bit"])
 def test_other_optimizers_learn_too(optimizer: str, encoded: EncodedSet, tmp_path: Path) -> None:
     changes = {"steps": 120, "log_every": 20, "learning_rate": 0.01, "optimizer": optimizer, "caption_dropout": 0.0}
     curves = train(encoded, tmp_path, changes=changes).curves["train"]
@@ -160,6 +160,7 @@ def test_other_optimizers_learn_too(optimizer: str, encoded: EncodedSet, tmp_pat
         {"offload": ["activations"]},
         {"per_device_batch_size": 2},
         {"deterministic": True},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
     ],
 )
 def test_ways_to_compute_agree(changes: dict[str, object], encoded: EncodedSet, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from latentflow.manifest import AutoencoderManifest
 from latentflow.params import EncodeInputs, IngestInputs, load
 from latentflow.steps import ingest
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
+PARAMS = Path(__file__).parents[1] / "params.yaml"
 SHAPES = ((20, 20), (20, 40), (40, 20), (18, 25))
 
 
