@@ -31,7 +31,7 @@ def module_path(definition: str) -> Path | None:
     spec = find_spec(module.split(".")[0])
     origin = Path(spec.origin) if spec and spec.origin else None
     if origin is None or origin.suffix != ".py":
-        raise LatentflowError(f"diffusion.definition: {module} is no Python source that could travel with the model.")
+        raise LatentflowError(f"{definition}: {module} is no Python source, which could be copied and compared.")
     return origin.parent if origin.name == "__init__.py" else origin
 
 

@@ -105,7 +105,7 @@ def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest) ->
     from latentflow.denoisers import start_digest
 
     digests = {"encoded": manifest.digest, "autoencoder": vae_manifest.digest}
-    return digests | _own_definition(inputs.diffusion) | start_digest(inputs.model)
+    return digests | _own_code(inputs) | start_digest(inputs.model)
 
 
 def _check_captions(inputs: TrainInputs, manifest: EncodedManifest) -> None:
@@ -232,17 +232,21 @@ def _manifest(inputs: TrainInputs, job: "Job", folder: Path, run_id: str) -> Mod
     )
 
 
-def _own_definition(params: DiffusionParams) -> dict[str, str]:
-    """The digest of the code of a definition of the user's own: another code is another training."""
-    if ":" not in params.definition:
-        return {}
+def _own_code(inputs: TrainInputs) -> dict[str, str]:
+    """The digests of the code of a definition and ideas of the user's own: another code is another training."""
+    if ":" in inputs.diffusion.definition:
+        _diffusion(inputs.diffusion)
+    own = {"definition": inputs.diffusion.definition} | {f"idea {name}": name for name in inputs.train.ideas}
+    return {what: _code_digest(name) for what, name in own.items() if ":" in name}
+
+
+def _code_digest(name: str) -> str:
     from latentflow.denoisers.carried import module_path
 
-    _diffusion(params)
-    path = module_path(params.definition)
+    path = module_path(name)
     assert path
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    return {"definition": digest_json({file.relative_to(path.parent).as_posix(): sha256_file(file) for file in files})}
+    return digest_json({file.relative_to(path.parent).as_posix(): sha256_file(file) for file in files})
 
 
 def _diffusion(params: DiffusionParams) -> "Diffusion":

@@ -126,7 +126,7 @@ def test_a_named_checkpoint_of_another_training_is_refused(sources: train.Source
     assert "train.batch_size is 4, was 8" in words
     assert "train.learning_rate is 0.1, was 0.002" in words
     assert "train.steps" not in words.partition("Set these back")[0]
-    with pytest.raises(LatentflowError, match="encoded is .*, was "):
+    with pytest.raises(LatentflowError, match=r"encoded is .*, was "):
         _with_other_data(sources, tmp_path, named)
     assert not (tmp_path / "other").exists()
 
