@@ -25,7 +25,7 @@ def test_params_lists_every_field_of_the_file() -> None:
     values = parameters.load(Path(__file__).parents[1] / "params.yaml").model_dump(by_alias=True)
 
     def names(prefix: str, value: object) -> set[str]:
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             return set().union(*(names(f"{prefix}.{key}" if prefix else key, inner) for key, inner in value.items()))
         return {prefix}
 
