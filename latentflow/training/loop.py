@@ -70,6 +70,7 @@ def train(
     finite or leaps, PreemptedError after SIGTERM and a checkpoint.
     """
     params, definition, share = job.params, job.denoiser.definition, parallel.share
+    log.info("%s, in %s on %s", share, parallel.precision, parallel.device)
     speed = _speed(job, parallel)
     body = Body.build(params, job.denoiser, parallel)
     progress = _restored(job, body, parallel, named)

@@ -26,6 +26,11 @@ class Share:
     positions: slice
     passes: int
     size: int
+    processes: int = 1
+
+    def __str__(self) -> str:
+        mine = self.size // self.processes
+        return f"global batch {self.size}: {self.processes} processes x {self.passes} passes x {mine // self.passes} samples"
 
     def places(self, number: int) -> Tensor:
         """The positions (n,) int64 in the global batch of forward pass ``number``."""
@@ -46,7 +51,7 @@ def share(params: TrainParams, rank: int, processes: int) -> Share:
             f"train.batch_size {size} on {processes} processes is {mine} samples each, not a multiple of "
             f"train.per_device_batch_size {most}; change one."
         )
-    return Share(slice(rank, None, processes), max(1, mine // most) if most else 1, size)
+    return Share(slice(rank, None, processes), max(1, mine // most) if most else 1, size, processes)
 
 
 class Parallel:
