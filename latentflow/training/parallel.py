@@ -29,8 +29,8 @@ class Share:
     processes: int = 1
 
     def __str__(self) -> str:
-        mine = self.size // self.processes
-        return f"global batch {self.size}: {self.processes} processes x {self.passes} passes x {mine // self.passes} samples"
+        each = self.size // self.processes // self.passes
+        return f"global batch {self.size}: {self.processes} processes x {self.passes} passes x {each} samples"
 
     def places(self, number: int) -> Tensor:
         """The positions (n,) int64 in the global batch of forward pass ``number``."""
