@@ -6,7 +6,7 @@ Records: latents 4x32x32 float32 and text 77x768 float16, all different; batches
 tensors of whole batches in memory of their own. Every figure is the median of rounds in which all readers take turns,
 each time in a new process, with no worker process or two, whichever is faster. From disk the first epoch is not counted
 (files in the page cache, workers running) and two are. From S3 (moto's server, a process of its own on this machine)
-one epoch of a quarter of the records is read with an empty cache; opening counts, imports do not.
+one epoch is read with an empty cache; opening counts, imports do not.
 
 The peers pin other versions than the project. They need an environment of their own, which sees the project's:
 
@@ -174,7 +174,7 @@ def main() -> None:
     options.add_argument("--only", nargs="*", default=[], help="names of readers; all that are there if not given")
     chosen = options.parse_args()
     records, rounds = (1024, 1) if chosen.small else (chosen.records, chosen.rounds)
-    local, remote = Data(records, min(512, records // 4)), Data(records // 4, 128)
+    local, remote = Data(records, min(512, records // 4)), Data(records, 128)
     parties = [party for party in PARTIES if not chosen.only or party.name in chosen.only]
     for party in [party for party in parties if party.absent()]:
         print(f"{party.name} is left out: {party.absent()}")

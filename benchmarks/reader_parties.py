@@ -154,7 +154,7 @@ def read_ours(ask: Ask) -> Iterator[Pair]:
 
     window = 0
     if isinstance(ask.place, Remote):
-        os.environ["LATENTFLOW_CACHE"], window = str(ask.place.cache), 4
+        os.environ["LATENTFLOW_CACHE"], window = str(ask.place.cache), 2
     split = EncodedSet.open(ask.place.url if isinstance(ask.place, Remote) else ask.place).split("train")
     counts = tuple(bucket.counts for bucket in split.buckets)
     order, coming = (Order(SEED, BATCH, counts, window) for _ in range(2))
@@ -343,7 +343,7 @@ PARTIES = (
     Party(
         "latentflow",
         "latentflow",
-        "latents, text, mask and three sizes; any row of the set (S3: any of 4 shards)",
+        "latents, text, mask and three sizes; any row of the set (S3: any of 2 shards)",
         write_ours,
         read_ours,
         (0,),
