@@ -93,7 +93,7 @@ def train(
         keeper = Keeper(params, parallel, body, job.vault, job.snapshots, termination)
         steps = range(progress.step if progress else 0, params.steps)
         report.views(steps.start)
-        with loader.ahead(batches, steps) as ready:
+        with loader.ahead(batches, steps, loader.ready_for(parallel.device)) as ready:
             timed = zip(steps, _timed(ready), strict=True)
             for step, (batch, waited) in track(timed, "train", len(steps), "steps", lambda: watch.line):
                 rate = learning_rate(params, step)
