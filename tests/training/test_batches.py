@@ -156,11 +156,14 @@ def test_a_batch_says_whose_caption_was_dropped_and_can_be_parted(tmp_path: Path
     assert torch.equal(second.extra["crop"], batch.extra["crop"][4:])
 
 
-def test_batches_come_ahead_in_order_and_a_fault_at_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [0, 2])
+def test_batches_come_ahead_in_order_and_a_fault_at_its_step(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoded = opened(tmp_path, Recipe({"train": [(SQUARE, 20)]}))
     batches = Batches(params(), FLOW, encoded)
     wanted = [batches.at(step) for step in range(3, 9)]
-    with loader.ahead(batches, range(3, 9)) as ready:
+    with loader.ahead(batches, range(3, 9), count) as ready:
         assert all(equal(found, batch) for found, batch in zip(ready, wanted, strict=True))
 
     at = Batches.at
@@ -171,7 +174,7 @@ def test_batches_come_ahead_in_order_and_a_fault_at_its_step(tmp_path: Path, mon
         return at(self, step)
 
     monkeypatch.setattr(Batches, "at", faulty)
-    with loader.ahead(batches, range(3, 9)) as ready:
+    with loader.ahead(batches, range(3, 9), count) as ready:
         assert equal(next(ready), wanted[0])
         assert equal(next(ready), wanted[1])
         with pytest.raises(LatentflowError, match="step five"):
