@@ -29,21 +29,10 @@ def most_memory(device: torch.device) -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def memory_now(device: torch.device) -> int:
-    """The same now instead of at most."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    import psutil
-
-    rss: int = psutil.Process().memory_info().rss
-    return rss
-
-
 def memory(stage: Stage, name: str, steps: int) -> None:
     party = next(party for party in PARTIES if party.name == name)
-    before = memory_now(stage.device)
     Clock(stage.device, 0, steps).run(partial(party.train, stage))
-    tell(peak=most_memory(stage.device), before=before)
+    tell(peak=most_memory(stage.device))
 
 
 def start(stage: Stage, folder: Path, steps: int) -> None:
