@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -156,7 +156,11 @@ class Stage:
         self.device = best_device()
         self.family = FAMILIES[params.model.denoiser]
         self._weights = denoisers.build(params.model, list(size.latents), size.text[1], 0)
-        self.tensors = setting.tensors()
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The records in memory, for those who ask."""
+        return self.setting.tensors()
 
     def denoiser(self) -> Denoiser:
         """A denoiser that nobody has trained, on the CPU."""
