@@ -267,6 +267,7 @@ class TrainParams(Section):
         "checkpoint_minutes",
         "keep_last",
         "keep_every",
+        "spike_factor",
     )
 
     steps: Count = Field(description="optimizer steps")

@@ -151,8 +151,10 @@ def _named(
         raise LatentflowError(
             f"{resume.checkpoint} is of step {progress.step}, and train.steps is {inputs.train.steps}: raise it."
         )
-    same = progress.identity.parameters["train.steps"] == str(inputs.train.steps)
-    return found, {} if same else {"resumed_from": sha256_file(found.folder / FILES)}
+    if progress.identity.parameters["train.steps"] != str(inputs.train.steps):
+        return found, {"resumed_from": sha256_file(found.folder / FILES)}
+    before = progress.identity.inputs.get("resumed_from")
+    return found, {"resumed_from": before} if before else {}
 
 
 def _train(
@@ -207,7 +209,7 @@ def _settled(vault: "Vault") -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(LatentflowError):
+        with suppress(Exception):  # what is raised below is what went wrong first
             vault.wait()
         raise
 

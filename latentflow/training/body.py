@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -11,12 +10,14 @@ from torch import Tensor, nn
 from latentflow import devices
 from latentflow.denoisers import Denoiser
 from latentflow.diffusion import Definition, weights
+from latentflow.errors import LatentflowError
 from latentflow.params import TrainParams
 from latentflow.training import ideas as ideas_room
 from latentflow.training import optimizers, trainable
 from latentflow.training.batches import Batch
-from latentflow.training.checkpoint import State
+from latentflow.training.checkpoint import State, whole
 from latentflow.training.ema import EMA, power, warmed_up
+from latentflow.training.flops import on_meta
 from latentflow.training.ideas import Forward, Idea
 from latentflow.training.parallel import Parallel, reshard
 
@@ -44,10 +45,14 @@ class Body:
         if params.gradient_checkpointing:
             model.enable_gradient_checkpointing()  # type: ignore[operator]
         blocks = family.blocks(model)
-        within = {name for name, tensor in model.named_parameters() for block in blocks if _holds(block, tensor)}
-        empty = deepcopy(model).to("meta") if params.sharding == "fsdp2" else None
+        inside = {id(tensor) for block in blocks for tensor in block.parameters()}
+        within = {name for name, tensor in model.named_parameters() if id(tensor) in inside}
+        empty = on_meta(model) if params.sharding == "fsdp2" else None
         parallel.place(model)
-        ideas = ideas_room.build(params.ideas, denoiser, params.seed)
+        with devices.seeded_weights(params.seed):
+            ideas = ideas_room.build(params.ideas, denoiser, params.seed)
+        if empty is not None and (own := [str(idea) for idea in ideas if idea.module is not None]):
+            raise LatentflowError(f"train.sharding fsdp2 does not shard what {own[0]} trains along; use replicate.")
         if params.compile:
             for block in blocks:
                 block.compile()
@@ -135,18 +140,15 @@ class Body:
     def _exchange_ideas(self) -> None:
         """Their modules are not inside what DDP and FSDP keep in step."""
         for name, parameter in self.state.parameters.items():
-            if name.startswith("ideas.") and parameter.grad is not None:
+            if name.startswith("ideas.") and self.parallel.processes > 1:
+                # In this process there may have been nothing to learn from.
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 self.parallel.mean(parameter.grad)
 
 
 def average_file(length: float) -> str:
     """The name, in a checkpoint, of the power-function average of that length."""
     return f"average-{length:g}"
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered; any other itself."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _unsharded(model: nn.Module, empty: nn.Module) -> nn.Module:
@@ -158,7 +160,3 @@ def _unsharded(model: nn.Module, empty: nn.Module) -> nn.Module:
         for name, buffer in source.named_buffers(recurse=False):
             setattr(target, name, buffer.cpu())
     return empty
-
-
-def _holds(block: nn.Module, tensor: Tensor) -> bool:
-    return any(tensor is own for own in block.parameters())

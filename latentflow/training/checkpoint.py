@@ -155,9 +155,10 @@ class Gathered:
 def require_same(named: Path | str, found: Identity, wanted: Identity, more_steps: bool) -> None:
     """Raises LatentflowError naming what differs where a checkpoint that the user named is of another training.
 
-    ``more_steps`` allows another train.steps.
+    ``more_steps`` allows another train.steps. From what the checkpoint's own training began does not matter.
     """
-    differences = [line for line in wanted.differences(found) if not (more_steps and line.startswith("train.steps "))]
+    allowed = ("resumed_from ", "train.steps ") if more_steps else ("resumed_from ",)
+    differences = [line for line in wanted.differences(found) if not line.startswith(allowed)]
     if differences:
         raise LatentflowError(
             f"{named} is of another training: {'; '.join(differences)}. Set these back, or train without it"
@@ -169,17 +170,24 @@ def copied(tensors: Mapping[str, Tensor], keep: bool) -> Tensors:
     """Whole copies on the CPU, which later steps do not change; nothing where ``keep`` is False."""
     copies: Tensors = {}
     for name, tensor in tensors.items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        full = whole(tensor)
         if keep:
-            copies[name] = torch.empty_like(whole, device="cpu", memory_format=torch.contiguous_format).copy_(whole)
+            copies[name] = torch.empty_like(full, device="cpu", memory_format=torch.contiguous_format).copy_(full)
     return copies
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered, in which every process takes part; any other itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def _like(parameter: Tensor, value: Any) -> Any:
-    """An entry of the optimizer, sharded as its parameter is."""
-    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
+    """An entry of the optimizer, sharded or laid out in memory as its parameter is: fused kernels go by memory."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    if isinstance(parameter, DTensor):
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _put(target: Tensor, value: Tensor) -> None:

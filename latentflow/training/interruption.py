@@ -1,9 +1,12 @@
 """SIGTERM, as a pod gets it before it is taken away: a checkpoint first, then an exit code of its own."""
 
 import signal
+import time
 from types import FrameType, TracebackType
 
 from latentflow.errors import EXIT_PREEMPTED
+
+SAME_SECONDS = 5.0
 
 
 class PreemptedError(SystemExit):
@@ -19,10 +22,14 @@ class Interrupted(Exception):  # noqa: N818  not an error: work that can be done
 
 
 class Termination:
-    """Inside, SIGTERM only sets ``asked``, for which the loop looks after every step; a second one ends at once."""
+    """Inside, SIGTERM only sets ``asked``, for which the loop looks after every step; one more, later, ends at once.
+
+    A launcher may pass on a signal that its processes get as well: what comes within seconds is the same one.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self._since = 0.0
         self._before: object = None
 
     def __enter__(self) -> "Termination":
@@ -44,5 +51,8 @@ class Termination:
             raise Interrupted
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
+        if self.asked and time.monotonic() - self._since > SAME_SECONDS:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+        self._since = self._since or time.monotonic()
         self.asked = True
-        signal.signal(signum, signal.SIG_DFL)

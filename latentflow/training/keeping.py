@@ -58,7 +58,7 @@ class Keeper:
 
     def leave(self, done: int) -> NoReturn:
         """Raises PreemptedError once the checkpoint of ``done`` is written."""
-        self._vault.wait()
+        self._parallel.everywhere(self._vault.wait)
         log.warning("ended as asked; the same command goes on from the %s", self._vault.describe_newest())
         raise PreemptedError(done)
 

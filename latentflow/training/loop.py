@@ -88,11 +88,14 @@ def train(
     with Termination() as termination, torch.random.fork_rng():
         # Among several processes none may leave alone: they agree between steps.
         look = termination.look if parallel.processes == 1 else _never
-        preview = Preview(params, job.diffusion, job.denoiser, job.encoded, look)
+        preview = Preview(params, parallel, job.diffusion, job.denoiser, job.encoded, look)
         report = Report(params, body, watch, preview, observer, curves)
         keeper = Keeper(params, parallel, body, job.vault, job.snapshots, termination)
         steps = range(progress.step if progress else 0, params.steps)
-        report.views(steps.start)
+        try:
+            report.views(steps.start)
+        except Interrupted:
+            keeper.leave(steps.start)
         with loader.ahead(batches, steps, loader.ready_for(parallel.device)) as ready:
             timed = zip(steps, _timed(ready), strict=True)
             for step, (batch, waited) in track(timed, "train", len(steps), "steps", lambda: watch.line):
@@ -101,7 +104,8 @@ def train(
                 batch = batch.to(parallel.device, parallel.dtype)
                 losses, errors = [], []
                 for number, part in enumerate(batch.parts(share.passes)):
-                    with parallel.synced(body.trained.model, number == share.passes - 1), parallel.activations():
+                    last = number == share.passes - 1
+                    with parallel.synced(body.trained.model, last), parallel.activations(), parallel.kernels():
                         loss, error = body.forward(part, step, share.places(number))
                         body.state.scaler.scale(loss / share.passes).backward()
                     losses.append(loss.detach())
@@ -111,7 +115,8 @@ def train(
 
                 done = step + 1
                 report.figures(done, rate)
-                keeper.snapshot(done)
+                with watch.aside():
+                    keeper.snapshot(done)
                 if keeper.due(done):
                     with watch.aside():
                         keeper.save(now(done))
@@ -122,14 +127,21 @@ def train(
                 except Interrupted:
                     keeper.save(now(done))
                     keeper.leave(done)
-        job.vault.wait()
-    return body.delivered(), curves
+        model = body.delivered()
+        try:
+            parallel.everywhere(job.vault.wait)
+        except LatentflowError as error:
+            # The model itself is whole.
+            log.warning("%s", error)
+    return model, curves
 
 
 def _restored(job: Job, body: Body, parallel: Parallel, named: Checkpoint | None) -> Progress | None:
     """Puts the state of the newest checkpoint, if later, or the named one into ``body``; None where there is none."""
     newest = job.vault.newest()
     checkpoint = newest if named is None or (newest and newest.step > named.step) else named
+    if named and checkpoint is not named:
+        log.warning("of this training there is a later checkpoint than the named one, which is taken")
     step = checkpoint.step if checkpoint else 0
     if parallel.largest(torch.tensor([step, -step], device=parallel.device)).sum().item():
         raise LatentflowError(

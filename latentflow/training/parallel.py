@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +29,13 @@ class Share:
     processes: int = 1
 
     def __str__(self) -> str:
-        each = self.size // self.processes // self.passes
-        return f"global batch {self.size}: {self.processes} processes x {self.passes} passes x {each} samples"
+        parts = f"{self.processes} processes x {self.passes} passes x {self.largest_pass} samples"
+        return f"global batch {self.size}: {parts}"
+
+    @property
+    def largest_pass(self) -> int:
+        """The samples of a forward pass."""
+        return self.size // self.processes // self.passes
 
     def places(self, number: int) -> Tensor:
         """The positions (n,) int64 in the global batch of forward pass ``number``."""
@@ -66,7 +71,6 @@ class Parallel:
         self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
         self.computed_in = _AUTOCAST.get(self.precision, self.dtype)
         self._params = params
-        self._group = dist.is_initialized()
 
     @property
     def main(self) -> bool:
@@ -74,8 +78,12 @@ class Parallel:
         return self.rank == 0
 
     def place(self, module: nn.Module) -> None:
-        """Moves a module's weights to this process's device, in the type in which they are kept."""
-        module.to(self.device)
+        """Moves a module's weights to this process's device, in the type in which they are kept.
+
+        What is sharded goes there part by part, when it is.
+        """
+        if self._params.sharding != "fsdp2":
+            module.to(self.device)
         if self.dtype != torch.float32:
             module.to(self.dtype)
 
@@ -99,10 +107,14 @@ class Parallel:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         mesh = init_device_mesh(self.device.type, (self.processes,))
         low = _AUTOCAST.get(self.precision)
         # Gathered in the type in which autocast computes; gradients are added up in fp32.
-        precision = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=self.dtype if low else None)
+        # Inputs stay as they are: a timestep in bf16 is another one.
+        precision = MixedPrecisionPolicy(
+            param_dtype=low, reduce_dtype=self.dtype if low else None, cast_forward_inputs=False
+        )
         offload = (
             CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
             if "optimizer" in self._params.offload
@@ -113,13 +125,17 @@ class Parallel:
         return model
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The arithmetic of a forward pass: its precision, attention kernel and where activations wait."""
-        stack = ExitStack()
-        if low := _AUTOCAST.get(self.precision):
-            stack.enter_context(torch.autocast(self.device.type, low))
-        if self._params.attention != "auto":
-            stack.enter_context(_attention(self._params.attention))
-        return stack  # type: ignore[return-value]
+        """The precision of a forward pass."""
+        low = _AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, low) if low else nullcontext()
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """The same where nothing is trained: fp32, but for shards, which are gathered in the low precision."""
+        return self.autocast() if self._params.sharding == "fsdp2" else nullcontext()
+
+    def kernels(self) -> AbstractContextManager[None]:
+        """The attention kernel, around forward and backward pass, which may compute the forward pass again."""
+        return nullcontext() if self._params.attention == "auto" else _attention(self._params.attention)
 
     def activations(self) -> AbstractContextManager[None]:
         """Inside, what the backward pass needs is kept in the CPU's memory if the parameters say so."""

@@ -11,6 +11,7 @@ from latentflow.denoisers import Denoiser
 from latentflow.diffusion import Diffusion, Guidance, sample
 from latentflow.evaluation.heldout import HeldoutLoss, heldout_groups, heldout_loss, heldout_sigmas
 from latentflow.params import TrainParams
+from latentflow.training.parallel import Parallel
 
 SAMPLE_STEPS = 16
 
@@ -24,15 +25,15 @@ class Preview:
     def __init__(
         self,
         params: TrainParams,
+        parallel: Parallel,
         diffusion: Diffusion,
         denoiser: Denoiser,
         encoded: EncodedSet,
         look: Callable[[], None],
     ) -> None:
-        self._params, self._diffusion, self._encoded, self._look = params, diffusion, encoded, look
-        self._denoiser = denoiser
-        parameter = next(denoiser.model.parameters())
-        self._device, self._dtype = parameter.device, parameter.dtype
+        self._params, self._parallel, self._diffusion = params, parallel, diffusion
+        self._denoiser, self._encoded, self._look = denoiser, encoded, look
+        self._device, self._dtype = parallel.device, parallel.dtype
 
     def heldout(self) -> HeldoutLoss:
         """The loss on the validation split."""
@@ -42,7 +43,7 @@ class Preview:
             self._denoiser.definition,
             heldout_sigmas(self._denoiser.definition),
             self._params.seed,
-            self._params.per_device_batch_size or self._params.batch_size,
+            self._parallel.share.largest_pass,
         )
 
     @torch.no_grad()
@@ -65,4 +66,5 @@ class Preview:
 
     def _predict(self, xt: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         self._look()
-        return self._denoiser.predict(xt, sigma, text, mask)
+        with self._parallel.evaluation():
+            return self._denoiser.predict(xt, sigma, text, mask).to(xt.dtype)

@@ -147,7 +147,10 @@ class Vault:
             self._prepare()
             self._shelf.put(step, write)
             self._damaged.discard(step)
-            self._remove_others(step, losses)
+            try:
+                self._remove_others(step, losses)
+            except OSError as error:
+                log.warning("an old checkpoint in %s could not be removed: %s", self, _reason(error))
         except (OSError, SafetensorError, LatentflowError) as error:
             self._failure = LatentflowError(
                 f"The checkpoint of step {step} could not be kept in {self}: {_reason(error)} Mend that or choose "

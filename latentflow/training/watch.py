@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from latentflow.diffusion import Definition
 from latentflow.errors import LatentflowError
 from latentflow.params import TrainParams
+from latentflow.training.flops import FORWARDS_PER_STEP
 from latentflow.training.parallel import Parallel
 
 BINS = 5
@@ -44,9 +46,13 @@ class Speed:
 
 @dataclass
 class _Window:
-    """The steps since the last log line: their losses and norms, and per σ bin the sum and number of errors."""
+    """The steps since the last log line: their losses, mean errors and norms, and per σ bin the errors' sum and number.
+
+    Norms that are not finite, as fp16 has them until its scale is found, are not in it.
+    """
 
     losses: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     sums: list[float] = field(default_factory=lambda: [0.0] * BINS)
     counts: list[float] = field(default_factory=lambda: [0.0] * BINS)
@@ -99,8 +105,8 @@ class Watch:
         """The figures of the window, which ends here. Raises LatentflowError as `check` does."""
         self.check()
         window, self._window = self._window, _Window()
-        loss, norm = _mean(window.losses), _mean(window.norms)
-        self._calm = loss if self._calm is None else CALM * self._calm + (1 - CALM) * loss
+        loss, norm, error = _mean(window.losses), _mean(window.norms), _mean(window.errors)
+        self._calm = error if self._calm is None else CALM * self._calm + (1 - CALM) * error
         figures = {"train/loss": loss, "train/gradient_norm": norm, "train/learning_rate": rate}
         for name, total, count in zip(self._names, window.sums, window.counts, strict=True):
             if count:
@@ -117,18 +123,20 @@ class Watch:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        both = torch.stack([torch.stack([seen.loss.double(), seen.norm.double()]) for seen in pending])
-        losses, norms = self._parallel.mean(both).T.tolist()
-        for seen, loss, norm in zip(pending, losses, norms, strict=True):
-            self._judge(seen, loss, norm)
-        self._window.losses += losses
-        self._window.norms += norms
+        read = [torch.stack([s.loss.double(), s.errors.double().mean(), s.norm.double()]) for s in pending]
+        rows = self._parallel.mean(torch.stack(read)).tolist()
+        for seen, row in zip(pending, rows, strict=True):
+            self._judge(seen, *row)
+            self._window.losses.append(row[0])
+            self._window.errors.append(row[1])
+            self._window.norms += [row[2]] if math.isfinite(row[2]) else []
         self._add_errors(pending)
 
     def state(self) -> dict[str, Any]:
         """What the window holds, so that a resumed run logs the very figures of one that was never stopped."""
         self.check()
-        return {**vars(self._window), "calm": self._calm}
+        # Copies, because they are written while the window grows.
+        return deepcopy(vars(self._window)) | {"calm": self._calm}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on with what `state` gave."""
@@ -148,20 +156,21 @@ class Watch:
             self._window.sums = [a + b for a, b in zip(self._window.sums, sums, strict=True)]
             self._window.counts = [a + b for a, b in zip(self._window.counts, counts, strict=True)]
 
-    def _judge(self, seen: Seen, loss: float, norm: float) -> None:
+    def _judge(self, seen: Seen, loss: float, error: float, norm: float) -> None:
+        # By the errors, because an idea may add to the loss what is negative.
         factor, calm = self._params.spike_factor, self._calm
         if not math.isfinite(loss):
             what = f"the loss is {loss}"
         elif not math.isfinite(norm) and self._parallel.precision != "fp16":
             what = f"the gradient's norm is {norm}"
-        elif factor and calm is not None and loss > factor * calm:
-            what = f"the loss leapt to {loss:.4g} from about {calm:.4g} (train.spike_factor {factor:g})"
+        elif factor and calm is not None and error > factor * calm:
+            what = f"the loss leapt to {error:.4g} from about {calm:.4g} (train.spike_factor {factor:g})"
         else:
             return
         raise LatentflowError(
             f"{what} at step {seen.step + 1}: {self._worst(seen)}. Lower train.learning_rate (now "
-            f"{self._params.learning_rate:g}) or train.clip_norm, or look at these records; the last good one: "
-            f"{self._last_good()}."
+            f"{self._params.learning_rate:g}) or train.clip_norm, with which training begins anew, or look at these "
+            f"records; the last good one: {self._last_good()}."
         )
 
     def _worst(self, seen: Seen) -> str:
@@ -181,8 +190,7 @@ class Watch:
             "train/memory_gb": peak_memory(self._parallel.device) / 1e9,
         }
         if self._speed.flops and self._speed.peak:
-            # A backward pass costs two forward passes.
-            done = 3 * self._speed.flops * images / self._parallel.processes
+            done = FORWARDS_PER_STEP * self._speed.flops * images / self._parallel.processes
             figures["train/flops_utilisation"] = done / spent / self._speed.peak
         self._since, self._waited, self._aside, self._steps = now, 0.0, 0.0, 0
         return figures
@@ -197,4 +205,4 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values)
+    return math.fsum(values) / len(values) if values else 0.0

@@ -66,6 +66,25 @@ def test_shards_train_as_one_process_and_resume(more: tuple[str, ...], tmp_path:
     assert "going on from step 18" in trainings.said(tmp_path / "on")
 
 
+def test_a_unet_is_sharded_too(tmp_path: Path) -> None:
+    one = ran(tmp_path / "one", 'precision="fp64"', family="unet")
+    sharded = ran(tmp_path / "sharded", 'precision="fp64"', 'sharding="fsdp2"', processes=2, family="unet")
+    assert sharded == pytest.approx(one, rel=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_shards_compute_as_replicas_do(precision: str, tmp_path: Path) -> None:
+    encoded = trainings.encoded_set(tmp_path / "set")
+    changes = {"precision": precision, "validate_every": 2}
+    plain, sharded = (
+        trainings.train(encoded, tmp_path / name, changes=changes | {"sharding": name}).curves
+        for name in ("replicate", "fsdp2")
+    )
+    for kind in ("train", "validation"):
+        for row, other in zip(plain[kind], sharded[kind], strict=True):
+            assert other[1] == pytest.approx(row[1], rel=5e-3 if precision == "bf16" else 1e-6)
+
+
 @pytest.mark.parametrize(
     ("batch", "most", "processes", "passes"), [(64, 0, 1, 1), (64, 16, 1, 4), (64, 16, 2, 2), (64, 64, 4, 1)]
 )

@@ -148,6 +148,11 @@ def test_a_training_is_extended_only_when_asked(sources: train.Sources, tmp_path
     assert longer
     assert "resumed_from" in longer.inputs
     assert json.loads((tmp_path / "longer" / "metrics.json").read_text())["steps"] == 12
+    again = str(max(checkpoints(tmp_path), key=lambda path: path.name))
+    assert again.endswith("step-000000012")
+    longest = train.run(settings(steps=14), sources, tmp_path / "longest", resume=train.Resume(again, more_steps=True))
+    assert longest
+    assert longest.inputs["resumed_from"] != longer.inputs["resumed_from"]
 
 
 def test_checkpoints_lie_where_the_environment_says(

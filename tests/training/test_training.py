@@ -16,6 +16,7 @@ from latentflow.params import TrainInputs, load
 from latentflow.steps import train as step
 from latentflow.training.batches import Batches
 from latentflow.training.loop import learning_rate
+from latentflow.training.parallel import Parallel
 from latentflow.training.vault import Vault, open_checkpoint
 
 
@@ -109,10 +110,11 @@ def test_the_last_the_marked_and_the_best_checkpoints_stay(encoded: EncodedSet, 
     assert kept == {10, 20, 22, 24, min(losses, key=lambda step: (losses[step], -step))}
 
 
-def test_a_training_goes_on_from_a_named_checkpoint(encoded: EncodedSet, tmp_path: Path) -> None:
-    whole = train(encoded, tmp_path / "whole", changes={"keep_last": 10})
+@pytest.mark.parametrize("family", ["pixart", "unet", "auraflow"])
+def test_a_training_goes_on_from_a_named_checkpoint(family: str, encoded: EncodedSet, tmp_path: Path) -> None:
+    whole = train(encoded, tmp_path / "whole", family, changes={"keep_last": 10})
     named = open_checkpoint(tmp_path / "whole" / "step-000000003")
-    resumed = train(encoded, tmp_path / "other", named=named)
+    resumed = train(encoded, tmp_path / "other", family, named=named)
     assert resumed.logged[0][0] == 4
     for name, tensor in whole.weights.items():
         assert torch.equal(tensor, resumed.weights[name]), name
@@ -156,7 +158,7 @@ def test_other_optimizers_learn_too(optimizer: str, encoded: EncodedSet, tmp_pat
         {"precision": "fp16"},
         {"precision": "bf16"},
         {"gradient_checkpointing": True},
-        {"attention": "math"},
+        {"attention": "math", "gradient_checkpointing": True},
         {"offload": ["activations"]},
         {"per_device_batch_size": 2},
         {"deterministic": True},
@@ -169,6 +171,16 @@ def test_ways_to_compute_agree(changes: dict[str, object], encoded: EncodedSet, 
     first, second = plain.curves["train"], other.curves["train"]
     for row, other_row in zip(first, second, strict=True):
         assert other_row[1] == pytest.approx(row[1], rel=0.02 if coarse else 1e-5)
+
+
+def test_a_gradient_that_overflows_fp16_is_passed_over(
+    encoded: EncodedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=1000)
+    monkeypatch.setattr(Parallel, "scaler", lambda self: large)
+    outcome = train(encoded, tmp_path, changes={"precision": "fp16", "steps": 40, "checkpoint_every": 1})
+    assert large.get_scale() < 2.0**40
+    assert torch.isfinite(torch.tensor(outcome.curves["train"])).all()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_records(encoded: EncodedSet, tmp_path: Path) -> None:
