@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tiny import RESOLUTION, WORDS, build_tokenizer, build_vae
+from tiny import RESOLUTION, WORDS, build_bert, build_tokenizer, build_vae
 
 from latentflow.files import digest_folder
 from latentflow.manifest import AutoencoderManifest
@@ -68,21 +68,11 @@ def build_autoencoder(folder: Path, seed: int = 0) -> Path:
 def build_text_encoder(folder: Path) -> Path:
     """A transformers folder with a BERT of one layer and its tokenizer."""
     import torch
-    from transformers import BertConfig, BertModel
 
     tokenizer = build_tokenizer(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = BertModel(
-            BertConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=32,
-                max_position_embeddings=16,
-            )
-        )
+        model = build_bert(tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

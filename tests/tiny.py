@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
-    from transformers import BertTokenizer
+    from transformers import BertModel, BertTokenizer
 
     from latentflow.data.records import Record
 
@@ -19,24 +19,13 @@ def build_pipeline(folder: Path) -> Path:
     """Writes a StableDiffusionPipeline with untrained weights and its generation.json, as `train` writes them."""
     import torch
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import BertConfig, BertModel
 
     from latentflow.diffusion import Diffusion
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tokenizer = build_tokenizer(folder.parent / f"{folder.name}-vocab")
-        text_encoder = BertModel(
-            BertConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=32,
-                max_position_embeddings=16,
-                use_attention_mask=True,
-            )
-        ).eval()
+        text_encoder = build_bert(tokenizer, use_attention_mask=True).eval()
         vae = build_vae().eval()
         unet = UNet2DConditionModel(
             sample_size=RESOLUTION // 2,
@@ -65,6 +54,23 @@ def build_pipeline(folder: Path) -> Path:
     (folder / "generation.json").write_text(json.dumps(generation), encoding="utf-8")
     (folder / "diffusion.json").write_text(json.dumps(Diffusion().to_json()), encoding="utf-8")
     return folder
+
+
+def build_bert(tokenizer: "BertTokenizer", use_attention_mask: bool = False) -> "BertModel":
+    """A text encoder of one layer whose weights come of the global generator."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+    )
+    if use_attention_mask:
+        config.use_attention_mask = True
+    return BertModel(config)
 
 
 def build_vae() -> "AutoencoderKL":

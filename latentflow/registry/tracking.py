@@ -155,11 +155,6 @@ class Run:
             self._pictures.add("+".join(Path(artifact.path).name.replace("%", "+").split("+")[:3]))
 
 
-def untracked() -> Run:
-    """A run that logs nothing."""
-    return Run(None, "")
-
-
 @contextmanager
 def training_run(
     params: Mapping[str, str], lineage: Mapping[str, str], run_id: str | None = None, checkpoint_step: int | None = None

@@ -281,7 +281,7 @@ def _observed(
     Only the main process has one.
     """
     from latentflow.registry.lineage import flat_params
-    from latentflow.registry.tracking import training_run, untracked
+    from latentflow.registry.tracking import training_run
     from latentflow.training.interruption import PreemptedError
     from latentflow.training.report import Observer
 
@@ -308,7 +308,7 @@ def _observed(
             )
 
         try:
-            yield start, lambda: opened[0] if opened else untracked()
+            yield start, lambda: opened[0]
         except PreemptedError as error:
             for run in opened:
                 run.mark("preempted_at_step", str(error.step))

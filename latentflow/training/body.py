@@ -51,27 +51,22 @@ class Body:
         parallel.place(model)
         with devices.seeded_weights(params.seed):
             ideas = ideas_room.build(params.ideas, denoiser, params.seed)
-        if empty is not None and (own := [str(idea) for idea in ideas if idea.module is not None]):
-            raise LatentflowError(f"train.sharding fsdp2 does not shard what {own[0]} trains along; use replicate.")
+        along = {f"ideas.{n}.": idea.module for n, idea in enumerate(ideas) if idea.module is not None}
+        if empty is not None and along:
+            own = next(idea for idea in ideas if idea.module is not None)
+            raise LatentflowError(f"train.sharding fsdp2 does not shard what {own} trains along; use replicate.")
+        for module in along.values():
+            parallel.place(module)
         if params.compile:
             for block in blocks:
                 block.compile()
         spread = parallel.spread(model, blocks)
-        modules = {"": model} | {f"ideas.{n}.": idea.module for n, idea in enumerate(ideas) if idea.module is not None}
-        for idea in ideas:
-            if idea.module is not None:
-                parallel.place(idea.module)
-        parameters = {
-            f"{prefix}{name}": parameter
-            for prefix, module in modules.items()
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad
-        }
-        averaged = {name: parameter for name, parameter in parameters.items() if not name.startswith("ideas.")}
+        averaged = _trained("", model)
+        parameters = averaged | {k: v for prefix, module in along.items() for k, v in _trained(prefix, module).items()}
         averages = {EMA_FILE: EMA(averaged, warmed_up(params.ema_decay))}
         averages |= {average_file(length): EMA(averaged, power(length)) for length in params.ema_lengths}
         state = State(
-            modules=modules,
+            modules={"": model} | along,
             parameters=parameters,
             averages=averages,
             optimizers=optimizers.build(params, parameters, within),
@@ -139,16 +134,24 @@ class Body:
 
     def _exchange_ideas(self) -> None:
         """Their modules are not inside what DDP and FSDP keep in step."""
-        for name, parameter in self.state.parameters.items():
-            if name.startswith("ideas.") and self.parallel.processes > 1:
-                # In this process there may have been nothing to learn from.
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                self.parallel.mean(parameter.grad)
+        if self.parallel.processes == 1:
+            return
+        for parameter in (
+            p for idea in self.ideas if idea.module is not None for p in _trained("", idea.module).values()
+        ):
+            # In this process there may have been nothing to learn from.
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            self.parallel.mean(parameter.grad)
 
 
 def average_file(length: float) -> str:
     """The name, in a checkpoint, of the power-function average of that length."""
     return f"average-{length:g}"
+
+
+def _trained(prefix: str, module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's parameters that are trained, by name."""
+    return {f"{prefix}{name}": tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
 
 
 def _unsharded(model: nn.Module, empty: nn.Module) -> nn.Module:

@@ -114,9 +114,13 @@ class State:
         }
         return {name: tensor for name, tensor in every.items() if name not in frozen}
 
+    def _names(self) -> dict[int, str]:
+        """Which parameter an optimizer holds."""
+        return {id(parameter): name for name, parameter in self.parameters.items()}
+
     def _optimizer_entries(self) -> list[tuple[str, str, Any]]:
         """(parameter's name, name of the entry, value) of all optimizers."""
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        names = self._names()
         return [
             (names[id(parameter)], key, value)
             for optimizer in self.optimizers
@@ -125,7 +129,7 @@ class State:
         ]
 
     def _load(self, optimizer: Optimizer, flat: Mapping[str, Any]) -> None:
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        names = self._names()
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         numbers = {names[id(parameter)]: number for number, parameter in enumerate(held)}
         state: dict[int, dict[str, Any]] = {}

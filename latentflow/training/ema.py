@@ -5,6 +5,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from latentflow.training.averages import gamma
 
 Decay = Callable[[int], float]
 
@@ -19,8 +22,6 @@ def power(length: float) -> Decay:
 
     ``length`` is the profile's deviation as a share of the whole training.
     """
-    from latentflow.training.averages import gamma
-
     exponent = gamma(length) + 1
     return lambda step: (1 - 1 / (step + 1)) ** exponent
 
@@ -60,7 +61,5 @@ class EMA:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a sharded tensor, sharing its memory; any other tensor itself."""
-    from torch.distributed.tensor import DTensor
-
     with torch.no_grad():
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()

@@ -154,12 +154,15 @@ class Parallel:
             return nullcontext()
         return nullcontext() if last or self.processes == 1 else model.no_sync()  # type: ignore[operator,no-any-return]
 
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean of a tensor over the processes; in place."""
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over the processes; in place."""
         if self.processes > 1:
             dist.all_reduce(values)
-            values /= self.processes
         return values
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over the processes; in place."""
+        return self.sum(values).div_(self.processes)
 
     def largest(self, values: Tensor) -> Tensor:
         """The largest of every element over the processes; in place."""

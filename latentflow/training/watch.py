@@ -113,8 +113,8 @@ class Watch:
                 figures[f"train/loss_at_time/{name}"] = total / count
         figures |= self._pace()
         self.line = (
-            f"loss {loss:.4f}, {figures.get('train/images_per_second', 0):.0f} images/s, "
-            f"waiting {figures.get('train/data_wait_share', 0):.0%}"
+            f"loss {loss:.4f}, {figures['train/images_per_second']:.0f} images/s, "
+            f"waiting {figures['train/data_wait_share']:.0%}"
         )
         return figures
 
@@ -148,11 +148,10 @@ class Watch:
         """Step by step, so that the sums are the same to the bit wherever the reading is cut."""
         table = torch.zeros(len(pending), 2, BINS, dtype=torch.float64)
         for row, seen in zip(table, pending, strict=True):
-            places = torch.bucketize(seen.sigma.detach().cpu().contiguous(), self._edges)
-            row[0].index_add_(0, places, seen.errors.detach().double().cpu())
+            places = torch.bucketize(seen.sigma.cpu().contiguous(), self._edges)
+            row[0].index_add_(0, places, seen.errors.double().cpu())
             row[1].index_add_(0, places, torch.ones(len(places), dtype=torch.float64))
-        table = self._parallel.mean(table.to(self._parallel.device)) * self._parallel.processes
-        for sums, counts in table.tolist():
+        for sums, counts in self._parallel.sum(table.to(self._parallel.device)).tolist():
             self._window.sums = [a + b for a, b in zip(self._window.sums, sums, strict=True)]
             self._window.counts = [a + b for a, b in zip(self._window.counts, counts, strict=True)]
 
@@ -175,7 +174,7 @@ class Watch:
 
     def _worst(self, seen: Seen) -> str:
         """The samples of the step with the largest errors, as far as this process has them."""
-        errors = seen.errors.detach().double().cpu().nan_to_num(nan=math.inf)
+        errors = seen.errors.double().cpu().nan_to_num(nan=math.inf)
         order = errors.argsort(descending=True)[:WORST].tolist()
         ids, sigma = self._ids(seen.step), seen.sigma.tolist()
         return "largest at " + ", ".join(f"{ids[place]!r} (σ {sigma[place]:.3f})" for place in order)

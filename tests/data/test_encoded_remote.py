@@ -197,7 +197,7 @@ def _fetch(folder: Path, source: Path, log: Path) -> None:
 def test_processes_at_once_fetch_a_file_once(tmp_path: Path) -> None:
     source, log = tmp_path / "source", tmp_path / "log"
     source.write_bytes(os.urandom(1_000_000))
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
     processes = [context.Process(target=_fetch, args=(tmp_path / "cache", source, log)) for _ in range(6)]
     for process in processes:
         process.start()

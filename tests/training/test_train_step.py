@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,24 +64,34 @@ def checkpoints(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "store" / "train").glob("*/checkpoints/step-*"))
 
 
+def differing(first: Path, second: Path) -> set[str]:
+    """The names of the weights in which the denoisers of two pipelines differ."""
+    before, after = (load_file(one / "unet" / "diffusion_pytorch_model.safetensors") for one in (first, second))
+    assert before.keys() == after.keys()
+    return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+
+
 def client():
     from latentflow.registry.store import connect
 
     return connect()
 
 
-def _work(said: Path, work: Callable[[], object]) -> None:
-    with said.open("w") as file:
+def _work(folder: Path, chosen: TrainInputs, sources: train.Sources, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    os.chdir(folder)
+    with (folder / "said").open("w") as file:
         os.dup2(file.fileno(), 2)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
     torch.set_num_threads(1)
-    work()
+    train.run(chosen, sources, folder / "model")
 
 
 def test_a_preempted_training_goes_on_in_the_same_run(sources: train.Sources, tmp_path: Path) -> None:
     chosen = settings(steps=400, checkpoint_every=20, validate_every=100, sample_every=400, log_every=10)
-    process = multiprocessing.get_context("fork").Process(
-        target=_work, args=(tmp_path / "said", lambda: train.run(chosen, sources, tmp_path / "model"))
+    # A child forked from here would inherit this process's threads half alive.
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_work, args=(tmp_path, chosen, sources, dict(os.environ))
     )
     process.start()
     while not checkpoints(tmp_path) and process.is_alive():
@@ -189,11 +198,7 @@ def test_a_low_rank_fine_tuning_leaves_a_pipeline_and_an_adapter(
     manifest = train.run(chosen, sources, tmp_path / "tuned")
     assert manifest
     assert "pretrained" in manifest.inputs
-    before, after = (
-        load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-        for folder in (base, tmp_path / "tuned" / "pipeline")
-    )
-    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    changed = differing(base, tmp_path / "tuned" / "pipeline")
     assert changed
     assert all(".to_" in name for name in changed)
     pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
@@ -206,11 +211,7 @@ def test_only_the_named_parameters_are_trained(sources: train.Sources, tmp_path:
     train.run(settings(), sources, tmp_path / "base")
     base = tmp_path / "base" / "pipeline"
     train.run(settings(trainable=["*attn2*"], model__pretrained=str(base)), sources, tmp_path / "tuned")
-    before, after = (
-        load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-        for folder in (base, tmp_path / "tuned" / "pipeline")
-    )
-    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    changed = differing(base, tmp_path / "tuned" / "pipeline")
     assert changed
     assert all("attn2" in name for name in changed)
 
