@@ -140,7 +140,10 @@ def train(
 
     resume = step.Resume(resume_from, extend_steps) if resume_from else None
     if step.run(inputs, step.Sources(encoded, autoencoder), out, force_rerun, resume):
-        _done(f"diffusers pipeline in {out / 'pipeline'}, sample grids in {out / 'samples'}", "latentflow evaluate")
+        _done(
+            f"diffusers pipeline in {out / 'pipeline'}, curves and samples in {out / 'report.html'}",
+            "latentflow evaluate",
+        )
 
 
 @app.command()

@@ -140,8 +140,13 @@ class EncodedPart(BaseModel):
     shards: list[Shard]
     text: TextFacts | None
 
+    @staticmethod
+    def file(number: int, of: int) -> str:
+        """The name of the file that describes a part."""
+        return f"part-{number:05d}-of-{of:05d}.json"
+
     def write(self, folder: Path) -> None:
-        write_json(folder / f"part-{self.number:05d}-of-{self.of:05d}.json", self.model_dump(mode="json"))
+        write_json(folder / self.file(self.number, self.of), self.model_dump(mode="json"))
 
     @classmethod
     def read_all(cls, folder: Path) -> list[Self]:

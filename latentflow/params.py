@@ -27,7 +27,8 @@ DEFINITIONS = ("flow", "ddpm_epsilon", "ddpm_v_prediction", "ddpm_sample", "trig
 class Section(BaseModel):
     """A section of params.yaml: unknown keys are refused.
 
-    ``any_machine`` names the fields that say how work is done and not what: they are in no fingerprint.
+    ``any_machine`` names the fields that say how work is done and not what, or whose meaning is in a fingerprint by
+    other means: they are in none themselves.
     """
 
     any_machine: ClassVar[tuple[str, ...]] = ()
@@ -55,7 +56,8 @@ def source_kind(source: str) -> str:
 
 
 class IngestParams(Section):
-    any_machine = ("workers",)
+    # What a revision names, such as a branch's tip, is among the inputs' digests.
+    any_machine = ("workers", "revision")
 
     source: str = Field(
         min_length=1, description="`emoji` (the embedded default), a folder, tars, `hf:owner/name` or `dvc:repository`"
@@ -467,7 +469,7 @@ STEP_INPUTS: dict[str, type[Section]] = {
     "register": RegisterInputs,
 }
 
-S = TypeVar("S", bound=Section)
+S = TypeVar("S", bound=BaseModel)
 
 
 def parse(model: type[S], values: Any, source: str) -> S:
@@ -482,7 +484,7 @@ def parse(model: type[S], values: Any, source: str) -> S:
 def _sentence(fault: Any) -> str:
     field = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
     if fault["type"] == "extra_forbidden":
-        return f"  {field}: unknown parameter; check the spelling against params.yaml"
+        return f"  {field}: unknown parameter; check the spelling"
     if fault["type"] == "missing":
         return f"  {field}: missing; add it"
     found = fault["input"]

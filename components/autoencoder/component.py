@@ -11,6 +11,7 @@ def autoencoder(
     records: dsl.Input[dsl.Dataset],
     autoencoder: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
     force_rerun: str = "",
 ) -> None:
     """Trains the autoencoder that turns pictures into latents, or validates the one that is given.
@@ -23,17 +24,14 @@ def autoencoder(
     Returns:
         autoencoder: ``vae/`` (a diffusers AutoencoderKL folder), ``reconstructions.png``, ``manifest.json``.
         metrics: How faithfully held-out pictures are reconstructed.
+        summary: What the autoencoder is, with its digests.
     """
-    import json
     from pathlib import Path
 
+    from latentflow import kubeflow_ui
     from latentflow.params import AutoencoderInputs, parse
     from latentflow.steps import autoencoder as step
 
     inputs = parse(AutoencoderInputs, params, "autoencoder")
-    out = Path(autoencoder.path)
-    manifest = step.run(inputs, Path(records.path), out, force_rerun=force_rerun)
-
-    autoencoder.metadata.update(digest=manifest.digest, fingerprint=manifest.fingerprint)
-    for name, value in json.loads((out / "metrics.json").read_text()).items():
-        metrics.log_metric(name, value)
+    manifest = step.run(inputs, Path(records.path), Path(autoencoder.path), force_rerun=force_rerun)
+    kubeflow_ui.show(manifest, autoencoder, summary, metrics)

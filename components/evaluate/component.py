@@ -14,6 +14,7 @@ def evaluate(
     records: dsl.Input[dsl.Dataset],
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
     report: dsl.Output[dsl.HTML],
     force_rerun: str = "",
 ) -> None:
@@ -30,22 +31,17 @@ def evaluate(
     Returns:
         evaluation: ``metrics.json``, ``gallery.png``, ``report.html``, ``manifest.json``.
         metrics: Retrieval, distances, held-out loss and seconds per picture.
+        summary: The evaluation's MLflow run and digests.
         report: Gallery and curves in one page that needs nothing else.
     """
-    import json
-    import shutil
     from pathlib import Path
 
+    from latentflow import kubeflow_ui
     from latentflow.params import EvaluateInputs, parse
     from latentflow.steps import evaluate as step
 
     inputs = parse(EvaluateInputs, params, "evaluate")
-    out, parts = Path(evaluation.path), [Path(one.path) for one in shards]
+    out, parts = Path(evaluation.path), [one.metadata.get("url") or one.path for one in shards]
     manifest = step.run(inputs, Path(model.path), Path(encoded.path), Path(records.path), out, force_rerun, parts)
-
-    evaluation.metadata.update(
-        digest=manifest.digest, fingerprint=manifest.fingerprint, mlflow_run_id=manifest.mlflow_run_id
-    )
-    for name, value in json.loads((out / "metrics.json").read_text()).items():
-        metrics.log_metric(name, value)
-    shutil.copyfile(out / "report.html", report.path)
+    kubeflow_ui.show(manifest, evaluation, summary, metrics)
+    kubeflow_ui.show_page(out / "report.html", report)

@@ -12,15 +12,16 @@ def ingest(
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
     report: dsl.Output[dsl.HTML],
+    revision: str = "",
     force_rerun: str = "",
 ) -> None:
     """Reads a source of captioned pictures and writes checked records, split by a hash of their ids.
 
-    What cannot be used is put into a quarantine with its reason. The source is the embedded emoji set or a
-    folder of pictures with ``metadata.jsonl`` or ``metadata.csv``.
+    What cannot be used is put into a quarantine with its reason.
 
     Args:
         params: The ``ingest`` section, as prerequisites emits it.
+        revision: What the source held when prerequisites looked; another content is ingested again by it.
         force_rerun: Any text; another text than last time does the work again.
 
     Returns:
@@ -29,29 +30,17 @@ def ingest(
         summary: Source, revision, licence and credit of the data, and the counts.
         report: Samples, histograms, what was refused and duplicates in one page that needs nothing else.
     """
-    import json
-    import shutil
+    import logging
     from pathlib import Path
 
+    from latentflow import kubeflow_ui
     from latentflow.params import IngestInputs, parse
     from latentflow.steps import ingest as step
 
-    out = Path(records.path)
+    out, log = Path(records.path), logging.getLogger("latentflow.ingest")
     manifest = step.run(parse(IngestInputs, params, "ingest"), out, force_rerun=force_rerun)
-
-    records.metadata.update(digest=manifest.digest, fingerprint=manifest.fingerprint, revision=manifest.revision)
-    for name, value in json.loads((out / "metrics.json").read_text()).items():
-        metrics.log_metric(name, value)
-    lines = [
-        f"# Records of {manifest.source}",
-        f"- revision: `{manifest.revision}`",
-        f"- digest: `{manifest.digest}`",
-        f"- licence: {manifest.license}",
-        f"- credit: {manifest.credit}",
-        *(f"- {split}: {count}" for split, count in manifest.counts.items()),
-        f"- refused: {manifest.quarantined} (reasons in `quarantine.jsonl`)",
-        f"- duplicates: {manifest.duplicates.exact} exact, {manifest.duplicates.near} near, "
-        f"{manifest.duplicates.dropped} left out",
-    ]
-    Path(summary.path).write_text("\n".join(lines) + "\n")
-    shutil.copyfile(out / "report.html", report.path)
+    if revision and manifest.revision != revision:
+        log.warning("the source changed since prerequisites: it was %s and is %s", revision, manifest.revision)
+    records.metadata["revision"] = manifest.revision
+    kubeflow_ui.show(manifest, records, summary, metrics)
+    kubeflow_ui.show_page(out / "report.html", report)

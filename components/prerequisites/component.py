@@ -10,33 +10,31 @@ def prerequisites(
     defaults: dict[str, Any],
     overrides: dict[str, Any],
     ingest_source: str,
+    ingest_revision: str,
     ingest_limit: int,
     autoencoder_pretrained: str,
     autoencoder_resolution: int,
     autoencoder_steps: int,
     encode_text_encoder: str,
     encode_max_tokens: int,
-    encode_flip: bool,
-    diffusion_definition: str,
     model_denoiser: str,
+    model_pretrained: str,
     train_steps: int,
     train_batch_size: int,
     train_learning_rate: float,
-    train_caption_dropout: float,
-    train_ema_decay: float,
-    train_sigma_mean: float,
     train_precision: str,
-    train_validate_every: int,
-    train_sample_every: int,
-    train_checkpoint_every: int,
     train_seed: int,
     evaluate_guidance: float,
-    evaluate_sampler: str,
     evaluate_steps: int,
     evaluate_captions: int,
-    evaluate_seeds: int,
     register_name: str,
+    version: str,
+    image_cpu: str,
+    image_gpu: str,
+    storage: str,
     encode_parts: int,
+    train_num_nodes: int,
+    train_gpus: int,
 ) -> NamedTuple(  # type: ignore[valid-type]
     "StepParameters",
     [
@@ -47,16 +45,26 @@ def prerequisites(
         ("evaluate", dict),
         ("register", dict),
         ("parts", list),
+        ("revision", str),
+        ("trainer", str),
     ],
 ):
-    """Checks the run form before anything expensive starts and emits one set of parameters per step.
+    """Checks in seconds all that can fail a run later, and emits one set of parameters per step.
 
-    Never cached, and it emits parameters only, so a step whose own parameters are unchanged keeps its cache.
+    It validates every parameter, resolves the data's revision, and tries MLflow, the work store and ``storage`` by
+    writing there. Never cached, and it emits parameters only, so a step whose own parameters are unchanged keeps its
+    cache.
 
     Args:
         defaults: Every parameter as in params.yaml when the pipeline was compiled.
-        encode_parts: Pods that encode side by side, each its share of whole shards.
         overrides: Parameters without a field of their own, as ``{"section.field": value}``; they win over the form.
+        version: The version of the pipeline package, which the images must have too.
+        image_cpu: The image of the steps without GPUs.
+        image_gpu: The image of the steps with GPUs.
+        storage: A bucket's URL or a folder on a shared volume; empty: data travels as artifacts.
+        encode_parts: Pods that encode side by side, each its share of whole shards.
+        train_num_nodes: Nodes that train together.
+        train_gpus: GPUs per node for training; 0 trains on the CPU.
 
     Returns:
         ingest: Parameters of the ingest step.
@@ -66,52 +74,43 @@ def prerequisites(
         evaluate: Parameters of the evaluate step.
         register: Parameters of the register step.
         parts: The parts of the encode step, such as ``["1/2", "2/2"]``.
+        revision: What the data source holds now, as a commit's SHA or a digest.
+        trainer: ``pod`` where one process trains, else ``job``.
     """
-    from latentflow.errors import ParamsError
-    from latentflow.params import STEP_INPUTS, Params, for_step, parse
+    from latentflow.steps import prerequisites as step
 
-    form = {
+    fields = {
         "ingest.source": ingest_source,
+        "ingest.revision": ingest_revision,
         "ingest.limit": ingest_limit,
         "autoencoder.pretrained": autoencoder_pretrained,
         "autoencoder.resolution": autoencoder_resolution,
         "autoencoder.steps": autoencoder_steps,
         "encode.text_encoder": encode_text_encoder,
         "encode.max_tokens": encode_max_tokens,
-        "encode.flip": encode_flip,
-        "diffusion.definition": diffusion_definition,
         "model.denoiser": model_denoiser,
+        "model.pretrained": model_pretrained,
         "train.steps": train_steps,
         "train.batch_size": train_batch_size,
         "train.learning_rate": train_learning_rate,
-        "train.caption_dropout": train_caption_dropout,
-        "train.ema_decay": train_ema_decay,
-        "train.sigma_mean": train_sigma_mean,
         "train.precision": train_precision,
-        "train.validate_every": train_validate_every,
-        "train.sample_every": train_sample_every,
-        "train.checkpoint_every": train_checkpoint_every,
         "train.seed": train_seed,
         "evaluate.guidance": evaluate_guidance,
-        "evaluate.sampler": evaluate_sampler,
         "evaluate.steps": evaluate_steps,
         "evaluate.captions": evaluate_captions,
-        "evaluate.seeds": evaluate_seeds,
         "register.name": register_name,
     }
-    for name, value in {**form, **overrides}.items():
-        *parents, field = name.split(".")
-        section: Any = defaults
-        for parent in parents:
-            section = section.get(parent) if isinstance(section, dict) else None
-        if not parents or not isinstance(section, dict):
-            raise ParamsError(f"overrides: {name!r} names no section; write it as section.field, e.g. train.beta2.")
-        section[field] = value
-
-    params = parse(Params, defaults, "run form")
-    if not 1 <= encode_parts <= 1000:
-        raise ParamsError(f"run form: encode_parts should be from 1 to 1000, found {encode_parts}.")
-    parts = [f"{number}/{encode_parts}" for number in range(1, encode_parts + 1)]
+    request = step.Request(
+        defaults=defaults,
+        fields=fields,
+        overrides=overrides,
+        version=version,
+        images=(image_cpu, image_gpu),
+        storage=storage,
+        encode_parts=encode_parts,
+        num_nodes=train_num_nodes,
+        gpus=train_gpus,
+    )
+    checked = step.run(request)
     # A dict travels with its integers as floats; the steps validate again, which makes them integers again.
-    sections = [for_step(params, step).model_dump(mode="json") for step in STEP_INPUTS]
-    return (*sections, parts)  # type: ignore[return-value]
+    return (*checked.sections.values(), checked.parts, checked.revision, checked.trainer)  # type: ignore[return-value]

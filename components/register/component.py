@@ -30,25 +30,12 @@ def register(
     """
     from pathlib import Path
 
+    from latentflow import kubeflow_ui
     from latentflow.params import RegisterInputs, parse
     from latentflow.steps import register as step
 
     inputs = parse(RegisterInputs, params, "register")
-    manifest = step.run(
-        inputs, Path(model.path), Path(evaluation.path), Path(registration.path), force_rerun=force_rerun
-    )
-
-    uri = f"models:/{manifest.name}/{manifest.version}"
-    registration.metadata.update(
-        digest=manifest.digest,
-        fingerprint=manifest.fingerprint,
-        mlflow_run_id=manifest.mlflow_run_id,
-        model=uri,
-        alias=manifest.alias,
-    )
-    Path(summary.path).write_text(
-        f"# {manifest.name}, version {manifest.version}\n"
-        f"- alias: {manifest.alias or 'none'}\n"
-        f"- MLflow run: `{manifest.mlflow_run_id}`\n\n"
-        f'`latentflow generate --model {uri} --prompt "red heart" --out heart.png`\n'
-    )
+    folders = Path(model.path), Path(evaluation.path), Path(registration.path)
+    manifest = step.run(inputs, *folders, force_rerun=force_rerun)
+    registration.metadata.update(model=f"models:/{manifest.name}/{manifest.version}", alias=manifest.alias)
+    kubeflow_ui.show(manifest, registration, summary)

@@ -1,11 +1,14 @@
 """A folder behind an fsspec URL: its files are listed, fetched, put and removed, and faults are told with the URL."""
 
 import hashlib
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from latentflow.data.locations import without_secrets
 from latentflow.errors import LatentflowError
@@ -20,6 +23,28 @@ def local_folder(place: Path | str) -> Path | None:
     """The folder of this machine that a path or ``file://...`` names; None where it is another URL."""
     text = str(place)
     return Path(text.removeprefix("file://")) if "://" not in text or text.startswith("file://") else None
+
+
+def try_writing(place: Path | str) -> None:
+    """Writes, reads and removes a small file in a folder or behind a URL. Raises LatentflowError where that fails."""
+    folder, name = local_folder(place), f".latentflow-{uuid4().hex}"
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(name.encode())
+        file.flush()
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file.name, folder / name)
+                (folder / name).unlink()
+                return
+            remote = RemoteFolder(str(place))
+            remote.put(Path(file.name), name)
+            read = remote.read(name)
+            remote.remove(name)
+        except OSError as error:
+            raise LatentflowError(without_secrets(f"{place} cannot be written: {error}.")) from error
+    if read != name.encode():
+        raise LatentflowError(without_secrets(f"{place} gives back other bytes than were written there."))
 
 
 class RemoteFolder:

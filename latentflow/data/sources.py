@@ -62,6 +62,19 @@ def open_source(params: IngestParams) -> Source:
     return EmojiSource() if params.source == "emoji" else open_place(params.source, params)
 
 
+def pin(params: IngestParams) -> str:
+    """The revision that ``ingest.source`` has now, after the checks that need none of its media.
+
+    It is a commit's SHA for hf: and dvc: sources, which ``ingest.revision`` then takes, and else a digest. Raises
+    LatentflowError when the source cannot be reached or is none.
+    """
+    from latentflow.data.dvc_repository import resolve
+
+    if source_kind(params.source) == "dvc":
+        return resolve(params.source.partition(":")[2], params)
+    return open_source(params).revision
+
+
 def open_place(place: str, params: IngestParams) -> Source:
     """The source in a local folder, a local tar or a pattern or URL of tars."""
     from latentflow.data.folder import FolderSource

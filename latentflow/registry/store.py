@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_EXPERIMENT = "latentflow"
 REACH_SECONDS = 5.0
+log = logging.getLogger(__name__)
 
 
 def connect(create: bool = True) -> "MlflowClient":
@@ -54,6 +56,31 @@ def connect(create: bool = True) -> "MlflowClient":
         else:
             client.search_registered_models(max_results=1)
     return client
+
+
+def try_writing() -> None:
+    """Sets a tag of the experiment and lists registered models. Raises RegistryError where one of them fails."""
+    client = connect()
+    with mlflow_errors("be written"):
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        client.set_experiment_tag(experiment_id(client), "latentflow.last_checked", now)
+        client.search_registered_models(max_results=1)
+
+
+def run_page(run_id: str) -> str:
+    """The address of a run in MLflow's UI, below MLFLOW_UI_URL or the server itself; "" where there is none to look at.
+
+    Nothing is raised: a link is never worth the step's result.
+    """
+    uri = os.environ.get("MLFLOW_UI_URL") or shown(tracking_uri())
+    if not run_id or not uri.startswith(("http://", "https://")):
+        return ""
+    try:
+        experiment = connect(create=False).get_run(run_id).info.experiment_id
+    except Exception as error:
+        log.debug("no link to run %s: %s", run_id, error)
+        return ""
+    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
 
 def experiment_id(client: "MlflowClient") -> str:

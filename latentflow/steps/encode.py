@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from latentflow.files import (
     write_json,
 )
 from latentflow.manifest import (
+    FILE,
     AutoencoderManifest,
     EncodedManifest,
     EncodedPart,
@@ -81,35 +83,85 @@ def run(inputs: EncodeInputs, records: Path, autoencoder: Path, out: Path, force
 
 
 def run_part(
-    inputs: EncodeInputs, records: Path, autoencoder: Path, out: Path, part: Part, force_rerun: str = ""
+    inputs: EncodeInputs,
+    records: Path,
+    autoencoder: Path,
+    out: Path,
+    part: Part,
+    force_rerun: str = "",
+    storage: str = "",
 ) -> EncodedPart:
-    """Encodes one part's shards into ``out``, which parts may share; ``merge`` makes a set of all."""
-    from latentflow.encoders.filling import fill
+    """Encodes one part's shards into ``out``, which parts may share; ``merge`` makes a set of all.
+
+    With ``storage``, a folder or an fsspec URL, the files lie below that (see ``shared_place``) and ``out`` holds only
+    the part's description; a part that is there already is not encoded again.
+    """
+    from latentflow.data.shared import SharedSet
 
     with _disk_trouble(out):
         work = _Work.open(inputs, records, autoencoder, force_rerun)
-        finished = fill(work.encoders, work.plan.part(part.number, part.of))
-        for one in finished:
-            with atomic_file(out / one.shard.file) as temporary:
-                clone_file(one.pack, temporary)
-        text = work.hand_over_text(out) if part.number == 1 else None
-        shards = [one.shard for one in finished]
-        made = EncodedPart(fingerprint=work.fingerprint, number=part.number, of=part.of, shards=shards, text=text)
+        if not storage:
+            return _encode_part(work, part, out)
+        shared = SharedSet(storage, work.fingerprint)
+        made = shared.part(part.number, part.of)
+        if made:
+            log.info("part %d/%d is in %s; nothing is encoded again", part.number, part.of, shared.place)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                made = _encode_part(work, part, Path(folder))
+                shared.put(Path(folder), last=EncodedPart.file(part.number, part.of))
         made.write(out)
     return made
 
 
+def shared_place(storage: str, fingerprint: str) -> str:
+    """Where the set of that fingerprint lies below ``storage``; it opens there once ``merge`` has run."""
+    from latentflow.data.shared import SharedSet
+
+    return SharedSet(storage, fingerprint).place
+
+
+def _encode_part(work: "_Work", part: Part, out: Path) -> EncodedPart:
+    from latentflow.encoders.filling import fill
+
+    finished = fill(work.encoders, work.plan.part(part.number, part.of))
+    for one in finished:
+        with atomic_file(out / one.shard.file) as temporary:
+            clone_file(one.pack, temporary)
+    text = work.hand_over_text(out) if part.number == 1 else None
+    shards = [one.shard for one in finished]
+    made = EncodedPart(fingerprint=work.fingerprint, number=part.number, of=part.of, shards=shards, text=text)
+    made.write(out)
+    return made
+
+
 def merge(
-    inputs: EncodeInputs, records: Path, autoencoder: Path, out: Path, folders: Sequence[Path], force_rerun: str = ""
+    inputs: EncodeInputs,
+    records: Path,
+    autoencoder: Path,
+    out: Path,
+    folders: Sequence[Path],
+    force_rerun: str = "",
+    storage: str = "",
 ) -> EncodedManifest:
-    """Writes the manifest and the index of a set whose parts lie in ``folders`` (or all in ``out``); moves no data."""
+    """Writes the manifest and the index of a set whose parts lie in ``folders`` (or all in ``out``); moves no data.
+
+    With ``storage``, where the parts' files are, they are put there too, and the autoencoder with them.
+    """
+    from latentflow.data.shared import AUTOENCODER, SharedSet
+
     with _disk_trouble(out):
         work = _Work.open(inputs, records, autoencoder, force_rerun)
         parts = _parts(folders or [out], work.fingerprint)
         shards = {shard.file: shard for part in parts for shard in part.shards}
         (text,) = [part.text for part in parts if part.text]
         out.mkdir(parents=True, exist_ok=True)
-        return work.describe([shards[job.file] for job in work.plan.jobs], text, out)
+        manifest = work.describe([shards[job.file] for job in work.plan.jobs], text, out)
+        if storage:
+            shared = SharedSet(storage, work.fingerprint)
+            shared.put(autoencoder, last=FILE, within=AUTOENCODER)
+            shared.put(out, last=FILE)
+        return manifest
 
 
 def explain(inputs: EncodeInputs, records: Path, autoencoder: Path, force_rerun: str = "") -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from latentflow.data.places import read_manifest
 from latentflow.errors import LatentflowError
-from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, digest_json, sha256_file
+from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, digest_json, sha256_file, write_text
 from latentflow.manifest import AutoencoderManifest, EncodedManifest, ModelManifest, fingerprint
 from latentflow.params import DiffusionParams, TrainInputs
 from latentflow.workspace import work_folder, work_place
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 VERSION = 3
 CHECKPOINTS = "LATENTFLOW_CHECKPOINTS"
+REPORT = "report.html"
 log = logging.getLogger(__name__)
 
 
@@ -52,12 +53,17 @@ class Sources:
 
 
 def run(
-    inputs: TrainInputs, sources: Sources, out: Path, force_rerun: str = "", resume: Resume | None = None
+    inputs: TrainInputs,
+    sources: Sources,
+    out: Path,
+    force_rerun: str = "",
+    resume: Resume | None = None,
+    storage: str = "",
 ) -> ModelManifest | None:
     """Trains from the newest checkpoint of the same fingerprint, or the beginning, and writes the model folder.
 
     Started by torchrun or accelerate, all processes call this; None is returned in all but the main one.
-    Checkpoints lie in the work store, or below LATENTFLOW_CHECKPOINTS (a folder or an fsspec URL). Raises
+    Checkpoints lie below ``storage`` or LATENTFLOW_CHECKPOINTS (folders or fsspec URLs), or in the work store. Raises
     PreemptedError (an exit with code 75) when SIGTERM ended it after a checkpoint.
     """
     from latentflow.training.parallel import parallel
@@ -75,7 +81,9 @@ def run(
         with place as work:
             done = work / "done"
             if not together.any_true(together.main and done.is_dir()):
-                _train(inputs, sources, work, _identity(inputs, digests, key), together, named)
+                identity = _identity(inputs, digests, key)
+                kept = _checkpoints(work, identity, storage)
+                _train(inputs, sources, work, kept, identity, together, named)
             elif together.main:
                 log.info("the model of these parameters and data is in the work store; nothing to train")
             together.everywhere(lambda: _hand_out(done, out))
@@ -161,6 +169,7 @@ def _train(
     inputs: TrainInputs,
     sources: Sources,
     work: Path,
+    checkpoints: Path | str,
     identity: "Identity",
     together: "Parallel",
     named: "Checkpoint | None",
@@ -168,7 +177,7 @@ def _train(
     from latentflow import denoisers
     from latentflow.data.encoded import EncodedSet
     from latentflow.denoisers import FAMILIES, Denoiser
-    from latentflow.training import delivery, loop
+    from latentflow.training import delivery, loop, page
     from latentflow.training.averages import Snapshots
     from latentflow.training.vault import Keep, Vault
 
@@ -181,7 +190,7 @@ def _train(
         diffusion=diffusion,
         denoiser=Denoiser(FAMILIES[inputs.model.denoiser], model, diffusion.definition),
         encoded=encoded,
-        vault=Vault(_checkpoints(work, identity), Keep(inputs.train.keep_last, inputs.train.keep_every)),
+        vault=Vault(checkpoints, Keep(inputs.train.keep_last, inputs.train.keep_every)),
         snapshots=Snapshots(work / "averages"),
         identity=identity,
     )
@@ -196,6 +205,7 @@ def _train(
                     if (work / name).is_dir():
                         copy_tree_or_file(work / name, folder / name)
                 _manifest(inputs, job, folder, run().id).write(folder)
+                write_text(folder / REPORT, page.render(folder))
                 if (folder / delivery.ADAPTER).is_dir():
                     resolution, guidance = encoded.manifest.resolution, inputs.train.sample_guidance
                     run().log_adapter(folder / delivery.ADAPTER, inputs.model.pretrained, resolution, guidance)
@@ -214,9 +224,9 @@ def _settled(vault: "Vault") -> Iterator[None]:
         raise
 
 
-def _checkpoints(work: Path, identity: "Identity") -> Path | str:
-    """Where this training's checkpoints lie: by its fingerprint below LATENTFLOW_CHECKPOINTS, or in the work store."""
-    place = os.environ.get(CHECKPOINTS)
+def _checkpoints(work: Path, identity: "Identity", storage: str) -> Path | str:
+    """Where this training's checkpoints lie: by its fingerprint in a place that was named, or in the work store."""
+    place = f"{storage.rstrip('/')}/checkpoints" if storage else os.environ.get(CHECKPOINTS)
     return f"{place.rstrip('/')}/{identity.fingerprint[:32]}" if place else work / "checkpoints"
 
 

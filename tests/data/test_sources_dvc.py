@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from source_helpers import opened, png, refusal, shard, tar_bytes
+from source_helpers import opened, params_of, png, refusal, shard, tar_bytes
 
+from latentflow.data import dvc_repository
+from latentflow.data.sources import pin
 from latentflow.errors import LatentflowError
 
 dvc_repo = pytest.importorskip("dvc.repo", reason="DVC is not installed (extra dvc)")
@@ -181,3 +183,26 @@ def test_a_folder_that_is_no_repository_is_named(store: Path, tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     with pytest.raises(LatentflowError, match="empty/pictures cannot be fetched"):
         opened(f"dvc:{tmp_path / 'empty'}", path="pictures")
+
+
+def test_pinning_fetches_nothing(built: Repository, store: Path) -> None:
+    where = f"dvc:{built.folder}"
+    assert pin(params_of(where, path="pictures", revision="main")) == built.second
+    assert pin(params_of(where, path="tars", revision=built.first[:9])) == built.first
+    assert not (store / "sources").exists()
+    with pytest.raises(LatentflowError, match=r"ingest\.path: nothing is not in the repository at "):
+        pin(params_of(where, path="nothing"))
+
+
+def test_a_token_from_the_environment_opens_a_repository_and_is_not_told(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TOKEN", "to/ken")
+    assert dvc_repository._with_credentials("https://host/a/b") == "https://git:to%2Fken@host/a/b"
+    monkeypatch.setenv("GIT_USERNAME", "robot")
+    assert dvc_repository._with_credentials("https://host/a/b") == "https://robot:to%2Fken@host/a/b"
+    for other in ("https://me:own@host/a", "http://host/a", "git@host:a/b.git", "/some/folder"):
+        assert dvc_repository._with_credentials(other) == other
+    with pytest.raises(LatentflowError, match="Connection refused") as caught:
+        pin(params_of("dvc:https://127.0.0.1:1/repository", path="pictures"))
+    assert "ken" not in str(caught.value)

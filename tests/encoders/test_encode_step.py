@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import pytest
 import torch
 from encoding import build_autoencoder, build_text_encoder, inputs, make_records, write_pictures
 from ingest_helpers import clip
+from object_store import s3_bucket
 from safetensors.torch import load_file, save_file
 
+from latentflow.data.encoded import EncodedSet
 from latentflow.encoders import vae as vae_room
 from latentflow.encoders.text import TextEncoder
 from latentflow.errors import LatentflowError
@@ -216,6 +219,46 @@ def test_parts_give_the_same_bytes(world: World, monkeypatch: pytest.MonkeyPatch
     encode.merge(given, records, world.autoencoder, merged, apart)
     assert {path.name for path in merged.iterdir()} == {"manifest.json", "index.parquet", "metrics.json"}
     assert EncodedManifest.read(merged) == EncodedManifest.read(world.root / "whole")
+
+
+@pytest.mark.parametrize("bucket", [False, True], ids=["folder", "bucket"])
+def test_parts_in_a_shared_place_make_one_set(world: World, monkeypatch: pytest.MonkeyPatch, bucket: bool) -> None:
+    records, given = world.records(), inputs(world.text)
+    whole = world.encode(records, "whole")
+    with s3_bucket("sets") if bucket else nullcontext(str(world.root / "volume")) as storage:
+        folders = [world.root / "one", world.root / "two"]
+        for number, folder in enumerate(folders, start=1):
+            encode.run_part(given, records, world.autoencoder, folder, Part(number, 2), storage=storage)
+            assert [path.name for path in folder.iterdir()] == [f"part-{number:05d}-of-00002.json"]
+        merged = encode.merge(given, records, world.autoencoder, world.root / "merged", folders, storage=storage)
+        assert merged == whole
+
+        place = encode.shared_place(storage, merged.fingerprint)
+        expected = EncodedSet.open(world.root / "whole")
+        # By its place alone, and as a merged set with its parts' place, as the pipeline hands it on.
+        for opened in (EncodedSet.open(place), EncodedSet.open(world.root / "merged", [place])):
+            for split in ("train", "test"):
+                latents, wanted = (one.split(split).samples(0, torch.arange(1)).latents for one in (opened, expected))
+                assert torch.equal(latents, wanted)
+            assert (opened.text_folder / "text_encoder" / "config.json").is_file()
+
+        # A pod that is tried again, with nothing kept of its own, finds the part there.
+        fresh_store(world, monkeypatch, "another")
+        world.asked["pictures"].clear()
+        again = encode.run_part(given, records, world.autoencoder, world.root / "again", Part(1, 2), storage=storage)
+        assert again.shards
+        assert not world.asked["pictures"]
+
+
+def test_a_part_that_is_not_ours_is_named(world: World) -> None:
+    records, given = world.records(), inputs(world.text)
+    made = encode.run_part(given, records, world.autoencoder, world.root / "one", Part(1, 1), storage=str(world.root))
+    file = Path(encode.shared_place(str(world.root), made.fingerprint)) / "part-00001-of-00001.json"
+    file.write_text("{}")
+    with pytest.raises(
+        LatentflowError, match=r"part-00001-of-00001\.json is not what `latentflow encode --part` writes"
+    ):
+        encode.run_part(given, records, world.autoencoder, world.root / "two", Part(1, 1), storage=str(world.root))
 
 
 def test_a_merge_names_what_is_missing(world: World) -> None:

@@ -1,0 +1,3 @@
+from components.adopt.component import adopt
+
+__all__ = ["adopt"]
