@@ -4,7 +4,7 @@
 set -eu
 python3 -m venv /opt/latentflow
 PATH=/opt/latentflow/bin:$PATH
-export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT="$PWD/constraints.txt"
 
 torch=$(grep '^torch==' constraints.txt)${TORCH_BUILD:++$TORCH_BUILD}
 pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "$torch" || {
@@ -24,6 +24,7 @@ names <constraints.txt >pinned
 loose=$(comm -23 installed pinned | grep -vE '^(pip|triton|nvidia-.*|cuda-.*)$' || true)
 [ -z "$loose" ] || { echo "constraints.txt pins no version of:" $loose >&2; exit 1; }
 
-# The packages' own tests are a tenth of the whole.
-find /opt/latentflow/lib -type d \( -name tests -o -path '*/torch/test' \) -prune -exec rm -r {} +
+# The packages' own tests are a sixth of the whole.
+find /opt/latentflow/lib \( -type d -name tests -o -path '*/torch/test' -o -path '*/torch/bin/test_*' \) -prune \
+    -exec rm -r {} +
 python -c "import torch; print('torch', torch.__version__, 'with CUDA', torch.version.cuda or 'left out')"
