@@ -32,7 +32,7 @@ class Clone:
         done = subprocess.run(
             command,
             cwd=self.folder,
-            env=self._environment(),
+            env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -45,8 +45,8 @@ class Clone:
     def dvc(self, *arguments: str) -> str:
         return self.run([sys.executable, "-m", "dvc", *arguments])
 
-    def _environment(self) -> dict[str, str]:
-        """The copy's code, this Python's programs, the copy's store."""
+    def environment(self) -> dict[str, str]:
+        """This process's, with the copy's code and store, and without what would lead it to another run's work."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(INHERITED)}
         return {
             **kept,
