@@ -6,8 +6,18 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
+# What the images are built with: the builder (Debian's client by its path, because another one may lack BuildKit), the
+# network, base image, pip's index with the CPU build of torch, and whatever else `docker build` should be told.
+DOCKER ?= $(firstword $(wildcard /usr/bin/docker) docker)
+BUILD_NETWORK ?= host
+PYTHON_IMAGE ?= python:3.11-slim
+TORCH_INDEX ?=
+BUILD_ARGS ?=
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' latentflow/__init__.py)
+GIT_SHA = $(shell git rev-parse HEAD)$(shell git diff --quiet HEAD -- latentflow pyproject.toml constraints.txt containers || echo -dirty)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all lint types check kubeflow-compile kubeflow-local mlflow-ui clean
+.PHONY: help setup demo test test-slow test-all lint types check kubeflow-compile kubeflow-local images kubeflow-docker mlflow-ui clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -55,6 +65,17 @@ kubeflow-compile: setup ## compile the Kubeflow pipeline to its committed packag
 
 kubeflow-local: setup ## run the Kubeflow pipeline on this machine, tiny
 	python -m pipelines.local
+
+images: ## build the two container images (DOCKER, PYTHON_IMAGE, TORCH_INDEX, BUILD_ARGS: see docs/images.md)
+	for name in cpu gpu; do \
+	  DOCKER_BUILDKIT=1 $(DOCKER) build --network $(BUILD_NETWORK) -f containers/$$name/Dockerfile -t latentflow-$$name:$(VERSION) \
+	    --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --build-arg GIT_SHA=$(GIT_SHA) --build-arg VERSION=$(VERSION) \
+	    $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) $(BUILD_ARGS) . || exit 1; \
+	done
+	@$(DOCKER) image ls --filter reference='latentflow-*:$(VERSION)'
+
+kubeflow-docker: setup images ## run the pipeline in containers of these images, tiny, and compare with dvc repro
+	python -m pipelines.local --docker --encode-parts 3 --compare-dvc
 
 mlflow-ui: setup ## open MLflow's pages on http://127.0.0.1:5000
 	mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db

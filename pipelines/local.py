@@ -1,18 +1,21 @@
 """Runs the pipeline on this machine, without a cluster: ``python -m pipelines.local [--full] [--set a.b=c]``.
 
-Every task is a process of this Python environment that runs the component's compiled source, as a pod would.
-Outputs, work store and the default MLflow place lie under ``--root``.
+Every task is a process of this Python environment that runs the component's compiled source, as a pod would; with
+``--docker`` it is a container of the images. Outputs, work store and the default MLflow place lie under ``--root``.
 """
 
 import argparse
 import os
 import sys
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from latentflow import __version__
 from latentflow.errors import LatentflowError
 from latentflow.manifest import (
     AutoencoderManifest,
@@ -24,6 +27,8 @@ from latentflow.manifest import (
     RegistrationManifest,
 )
 from pipelines.configuration import PROJECT, parse_settings, read_overrides
+
+Pipeline = Callable[..., Any]
 
 TINY = PROJECT / "pipelines" / "tiny.yaml"
 
@@ -60,18 +65,40 @@ class Result:
     manifest: Manifest
 
 
-def run(overrides: Mapping[str, Any], root: Path, force_rerun: str = "", encode_parts: int = 1) -> list[Result]:
-    """Runs the pipeline under ``root`` and returns every step's output; raises when one is missing."""
-    from kfp import local
+def run(
+    overrides: Mapping[str, Any],
+    root: Path,
+    force_rerun: str = "",
+    encode_parts: int = 1,
+    images: Mapping[str, str] | None = None,
+) -> list[Result]:
+    """Runs the pipeline under ``root`` and returns every step's output; raises when one is missing.
 
-    from pipelines.training import NAME, training
+    ``images`` are the names by input (``image_cpu``, ``image_gpu``) of those whose containers the tasks become;
+    without them a task is a process.
+    """
+    from pipelines.training import NAME
 
-    values = {name: _absolute(value) if name in FOLDERS else value for name, value in overrides.items()}
-    outputs = root.absolute() / "outputs"
+    root = root.absolute()
+    outputs = root / "outputs"
     outputs.mkdir(parents=True, exist_ok=True)
     before = set(outputs.iterdir())
+    values = {name: _absolute(value) if name in FOLDERS else value for name, value in overrides.items()}
+    folders = [Path(value) for name, value in values.items() if name in FOLDERS and Path(value).is_absolute()]
+    with _processes(root) if images is None else _containers(root, images, folders) as training:
+        training(overrides=values, force_rerun=force_rerun, encode_parts=encode_parts)
+    folder = next(new for new in sorted(set(outputs.iterdir()) - before) if new.name.startswith(NAME))
+    return collect(folder)
+
+
+@contextmanager
+def _processes(root: Path) -> "Iterator[Pipeline]":
+    """The pipeline with a process per task, which imports this checkout and whose current folder is ``root``."""
+    from kfp import local
+
+    from pipelines.training import training
+
     home = Path.cwd()
-    # The tasks are to import this checkout, and to keep what they keep in the current folder under the root.
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *([path] if path else [])])
     os.chdir(root)
@@ -79,16 +106,32 @@ def run(overrides: Mapping[str, Any], root: Path, force_rerun: str = "", encode_
         with warnings.catch_warnings():
             # Running our image's component without the image is what this runner is for.
             warnings.filterwarnings("ignore", message="You may be attemping", category=RuntimeWarning)
-            local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(outputs), raise_on_error=True)
-            training(overrides=values, force_rerun=force_rerun, encode_parts=encode_parts)
+            runner = local.SubprocessRunner(use_venv=False)
+            local.init(runner=runner, pipeline_root=str(root / "outputs"), raise_on_error=True)
+            yield training
     finally:
         os.chdir(home)
         if path is None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = path
-    folder = next(new for new in sorted(set(outputs.iterdir()) - before) if new.name.startswith(NAME))
-    return collect(folder)
+
+
+@contextmanager
+def _containers(root: Path, images: Mapping[str, str], folders: list[Path]) -> "Iterator[Pipeline]":
+    """The pipeline with a container per task, and an MLflow server unless the environment names one."""
+    from kfp import local
+
+    from pipelines.containers import container_runner, pipeline_in
+    from pipelines.mlflow_server import mlflow_server
+
+    with ExitStack() as stack:
+        uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+        if not uri.startswith(("http://", "https://")):
+            uri = stack.enter_context(mlflow_server(root / "mlruns"))
+        runner = stack.enter_context(container_runner(root, images.values(), folders, uri))
+        local.init(runner=runner, pipeline_root=str(root / "outputs"), raise_on_error=True)
+        yield pipeline_in(images)
 
 
 def collect(folder: Path) -> list[Result]:
@@ -101,31 +144,73 @@ def collect(folder: Path) -> list[Result]:
     return results
 
 
+def differences(results: Sequence[Result], folder: Path) -> list[str]:
+    """The steps whose content digest or fingerprint is not that of the same step's output in ``folder``.
+
+    ``folder`` is `dvc repro`'s, ``data``.
+    """
+    names = {output.step: output.artifact for output in OUTPUTS}
+    others = [(result, type(result.manifest).read(folder / names[result.step])) for result in results]
+    return [
+        f"{result.step}: {what} {getattr(result.manifest, what)} here, {getattr(other, what)} in {folder}"
+        for result, other in others
+        for what in ("fingerprint", "digest")
+        if getattr(result.manifest, what) != getattr(other, what)
+    ]
+
+
 def _absolute(value: Any) -> Any:
     return str(Path(value).absolute()) if isinstance(value, str) and value and Path(value).is_dir() else value
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _compare(results: Sequence[Result], overrides: Mapping[str, Any], root: Path) -> None:
+    """Runs `dvc repro` with the same parameters in a copy of the project and raises when a digest differs."""
+    from pipelines.clone import clone_project
+
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        print("\nThe same parameters by `dvc repro`, in a copy of the project ...", flush=True)
+        clone = clone_project(Path(folder), overrides)
+        clone.dvc("repro")
+        if differing := differences(results, clone.folder / "data"):
+            raise LatentflowError("`dvc repro` gives something else.\n" + "\n".join(differing))
+    print("All six steps have the digests that `dvc repro` gives.")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines.local", description=__doc__)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--overrides", type=Path, default=TINY, metavar="FILE", help="YAML of `section.field: value`")
     size.add_argument("--full", action="store_true", help="params.yaml as it is, instead of pipelines/tiny.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="one more override")
-    parser.add_argument("--root", type=Path, default=Path(".latentflow/kubeflow-local"), help="work folder")
+    parser.add_argument("--root", type=Path, help="work folder; default .latentflow/kubeflow-local or -docker")
     parser.add_argument("--force-rerun", default="", metavar="TOKEN", help="any text; a new one does all work again")
     parser.add_argument("--encode-parts", type=int, default=1, metavar="N", help="tasks that share the encoding")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--docker", action="store_true", help="a container per task, of the images of `make images`")
+    for which in ("cpu", "gpu"):
+        name = f"latentflow-{which}:{__version__}"
+        parser.add_argument(f"--image-{which}", default=name, metavar="NAME", help=f"with --docker; default {name}")
+    parser.add_argument(
+        "--compare-dvc", action="store_true", help="afterwards run `dvc repro` in a copy and compare all digests"
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    images = {"image_cpu": options.image_cpu, "image_gpu": options.image_gpu} if options.docker else None
+    root = options.root or Path(".latentflow") / ("kubeflow-docker" if options.docker else "kubeflow-local")
     try:
         overrides = {} if options.full else read_overrides(options.overrides)
-        results = run(
-            {**overrides, **parse_settings(options.set)}, options.root, options.force_rerun, options.encode_parts
-        )
+        overrides |= parse_settings(options.set)
+        results = run(overrides, root, options.force_rerun, options.encode_parts, images)
+        print()
+        for result in results:
+            print(f"{result.step:<12} {result.manifest.digest[:16]}  {result.folder}")
+        if options.compare_dvc:
+            _compare(results, overrides, root)
     except (LatentflowError, RuntimeError) as error:
         print(f"The local run failed: {error}", file=sys.stderr)
         return 1
-    print()
-    for result in results:
-        print(f"{result.step:<12} {result.manifest.digest[:16]}  {result.folder}")
     report = next(result.folder for result in results if result.step == "evaluate") / "report.html"
     print(f"\nAll six steps left their outputs. Open {report}")
     return 0

@@ -3,87 +3,28 @@
 import base64
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
-from latentflow.manifest import Manifest
-from latentflow.params import STEP_INPUTS, load
+from latentflow.errors import LatentflowError
+from latentflow.params import STEP_INPUTS
 from pipelines import local
-from pipelines.configuration import PARAMS, PROJECT, as_settings, read_overrides
-
-LEFT_OUT = (".venv", "data", "mlruns", ".latentflow")
-# A run must not find another run's work, nor talk to a server that the environment names.
-INHERITED = ("LATENTFLOW_", "MLFLOW_", "DVC_", "KFP_")
+from pipelines.clone import Clone, clone_project
+from pipelines.configuration import PARAMS, PROJECT, read_overrides
 
 
-def copy_project(target: Path) -> None:
-    """The project as a clone would have it, with changes that are not committed yet."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=PROJECT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    for name in filter(None, listed.split("\0")):
-        source = PROJECT / name
-        if name.split("/")[0] not in LEFT_OUT and source.is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target / name)
-    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "clone"]):
-        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-        subprocess.run(["git", *identity, *command], cwd=target, check=True)
-
-
-def environment(project: Path, store: Path) -> dict[str, str]:
-    """The copy's code, this Python's programs, a store of its own, one thread count for both shells."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(INHERITED)}
-    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {
-        **kept,
-        "PATH": programs,
-        "PYTHONPATH": str(project),
-        "LATENTFLOW_STORE": str(store),
-        "DVC_NO_ANALYTICS": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-
-
-def run(command: list[str], project: Path, store: Path) -> str:
-    done = subprocess.run(
-        command,
-        cwd=project,
-        env=environment(project, store),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout[-6000:]}"
-    return done.stdout
-
-
-@dataclass(frozen=True)
-class Project:
+class Project(Clone):
     """A clone with the tiny parameters in which `dvc repro` has run once."""
 
-    folder: Path
-    store: Path
-
-    def dvc(self, *arguments: str) -> str:
-        return run([sys.executable, "-m", "dvc", *arguments], self.folder, self.store)
-
     def latentflow(self, *arguments: str) -> str:
-        return run([sys.executable, "-m", "latentflow.cli", *arguments], self.folder, self.store)
+        return self.run([sys.executable, "-m", "latentflow.cli", *arguments])
 
     def set(self, name: str, value: object) -> None:
         path = self.folder / "params.yaml"
@@ -104,10 +45,8 @@ def stages_run(output: str) -> list[str]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     root = tmp_path_factory.mktemp("end-to-end")
-    made = Project(root / "project", root / "dvc-store")
-    copy_project(made.folder)
-    tiny = load(PARAMS, as_settings(read_overrides(local.TINY)))
-    (made.folder / "params.yaml").write_text(yaml.safe_dump(tiny.model_dump(mode="json"), sort_keys=False))
+    cloned = clone_project(root, read_overrides(local.TINY))
+    made = Project(cloned.folder, cloned.store)
     assert stages_run(made.dvc("repro")) == list(STEP_INPUTS)
     yield made
     # What the runs leave behind is a gigabyte, mostly copies of the text encoder.
@@ -211,12 +150,10 @@ def test_three_ways_give_the_same_picture(project: Project) -> None:
         "picture.save('c.png')\n"
     )
     uri = f"sqlite:///{project.folder / 'mlruns/mlflow.db'}"
-    answer = run(
-        [sys.executable, "-c", f"import os; os.environ['MLFLOW_TRACKING_URI'] = {uri!r}\n" + through_mlflow],
-        project.folder,
-        project.store,
+    answer = project.run(
+        [sys.executable, "-c", f"import os; os.environ['MLFLOW_TRACKING_URI'] = {uri!r}\n" + through_mlflow]
     )
-    run([sys.executable, "-c", through_diffusers], project.folder, project.store)
+    project.run([sys.executable, "-c", through_diffusers])
     encoded = re.search(r"^PNG (\S+)$", answer, re.MULTILINE)
     assert encoded
     pictures = [
@@ -255,7 +192,7 @@ def test_a_definition_that_exists_nowhere_else(project: Project) -> None:
     (project.folder / "my_definitions.py").unlink()
     version = json.loads((project.folder / "own/registration/manifest.json").read_text())["version"]
     wanted = ("--model", f"models:/latentflow-tiny/{version}", "--prompt", "red heart", "--out", "own/heart.png")
-    with pytest.raises(AssertionError, match="--trust-code"):
+    with pytest.raises(LatentflowError, match="--trust-code"):
         project.latentflow("generate", *wanted)
     project.latentflow("generate", *wanted, "--trust-code")
     assert (project.folder / "own/heart.png").is_file()
@@ -268,15 +205,9 @@ def test_dvc_and_kubeflow_give_equal_digests(project: Project) -> None:
     tiny = (project.folder / "params.yaml").read_text()
     shutil.copy2(PARAMS, project.folder / "params.yaml")
     root = project.folder.parent / "kubeflow"
-    store = project.folder.parent / "kubeflow-store"
-    run([sys.executable, "-m", "pipelines.local", "--root", str(root), "--encode-parts", "3"], project.folder, store)
+    kubeflow = Clone(project.folder, project.folder.parent / "kubeflow-store")
+    kubeflow.run([sys.executable, "-m", "pipelines.local", "--root", str(root), "--encode-parts", "3"])
     (project.folder / "params.yaml").write_text(tiny)
 
     (outputs,) = (root / "outputs").iterdir()
-    through_kubeflow = {result.step: result.manifest for result in local.collect(outputs)}
-    through_dvc: dict[str, Manifest] = {
-        output.step: output.manifest.read(project.folder / "data" / output.artifact) for output in local.OUTPUTS
-    }
-    for what in ("fingerprint", "digest"):
-        expected = {step: getattr(manifest, what) for step, manifest in through_dvc.items()}
-        assert {step: getattr(manifest, what) for step, manifest in through_kubeflow.items()} == expected
+    assert local.differences(local.collect(outputs), project.folder / "data") == []
