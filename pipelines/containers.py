@@ -2,53 +2,26 @@
 
 import codecs
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import yaml
 from docker import DockerClient, from_env
 from docker.errors import DockerException, ImageNotFound
 from docker.types import Mount
-from kfp import components, local
+from kfp import local
 from kfp.local import docker_task_handler
 
 from latentflow.errors import LatentflowError
-from pipelines.compile import package
-from pipelines.training import SECRET_VARIABLES
+from pipelines.cluster import SECRET_VARIABLES
 
 # A container takes from this process's environment what a pod takes from the Secret, and the number of threads.
 PASSED_ON = (*SECRET_VARIABLES, "OMP_NUM_THREADS")
 
 # Containers carry the run's id under this label.
 RUN_LABEL = "latentflow.run"
-
-_INPUT = re.compile(r"\{\{\$\.inputs\.parameters\['pipelinechannel--(\w+)'\]\}\}")
-
-
-def pipeline_in(images: Mapping[str, str]) -> Any:
-    """The compiled package as a callable pipeline, the names of its images filled in.
-
-    kfp's local runner does not resolve an image that is an input of the pipeline. Retries wait for nothing here.
-    """
-    spec, *platform = yaml.safe_load_all(package())
-    for executor in spec["deploymentSpec"]["executors"].values():
-        executor["container"]["image"] = _INPUT.sub(
-            lambda found: _image(found[1], images), executor["container"]["image"]
-        )
-    for graph in (spec["root"], *spec["components"].values()):
-        for task in graph.get("dag", {}).get("tasks", {}).values():
-            task.get("retryPolicy", {}).pop("backoffDuration", None)
-    return components.load_component_from_text(yaml.safe_dump_all([spec, *platform]))
-
-
-def _image(name: str, images: Mapping[str, str]) -> str:
-    if name not in images:
-        raise LatentflowError(f"A task's image is the input {name}, which is none of {', '.join(images)}.")
-    return images[name]
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def run(
     values = {name: _absolute(value) if name in FOLDERS else value for name, value in overrides.items()}
     folders = [Path(value) for name, value in values.items() if name in FOLDERS and Path(value).is_absolute()]
     with _processes(root) if images is None else _containers(root, images, folders) as training:
-        training(overrides=values, force_rerun=force_rerun, encode_parts=encode_parts)
+        training(overrides=values, force_rerun=force_rerun, encode_parts=encode_parts, train_gpus=0)
     folder = next(new for new in sorted(set(outputs.iterdir()) - before) if new.name.startswith(NAME))
     return collect(folder)
 
@@ -96,7 +96,7 @@ def _processes(root: Path) -> "Iterator[Pipeline]":
     """The pipeline with a process per task, which imports this checkout and whose current folder is ``root``."""
     from kfp import local
 
-    from pipelines.training import training
+    from pipelines.local_package import local_pipeline
 
     home = Path.cwd()
     path = os.environ.get("PYTHONPATH")
@@ -108,7 +108,7 @@ def _processes(root: Path) -> "Iterator[Pipeline]":
             warnings.filterwarnings("ignore", message="You may be attemping", category=RuntimeWarning)
             runner = local.SubprocessRunner(use_venv=False)
             local.init(runner=runner, pipeline_root=str(root / "outputs"), raise_on_error=True)
-            yield training
+            yield local_pipeline("training")
     finally:
         os.chdir(home)
         if path is None:
@@ -122,7 +122,8 @@ def _containers(root: Path, images: Mapping[str, str], folders: list[Path]) -> "
     """The pipeline with a container per task, and an MLflow server unless the environment names one."""
     from kfp import local
 
-    from pipelines.containers import container_runner, pipeline_in
+    from pipelines.containers import container_runner
+    from pipelines.local_package import local_pipeline
     from pipelines.mlflow_server import mlflow_server
 
     with ExitStack() as stack:
@@ -131,7 +132,7 @@ def _containers(root: Path, images: Mapping[str, str], folders: list[Path]) -> "
             uri = stack.enter_context(mlflow_server(root / "mlruns"))
         runner = stack.enter_context(container_runner(root, images.values(), folders, uri))
         local.init(runner=runner, pipeline_root=str(root / "outputs"), raise_on_error=True)
-        yield pipeline_in(images)
+        yield local_pipeline("training", images)
 
 
 def collect(folder: Path) -> list[Result]:
