@@ -32,6 +32,7 @@ Overrides = Annotated[
 Token = Annotated[str, typer.Option(help="Any new text makes the step work again although nothing changed.")]
 Records = Annotated[Path, typer.Option(help="Folder that ingest wrote.")]
 Autoencoder = Annotated[Path, typer.Option(help="Folder that autoencoder wrote.")]
+AutoencoderPlace = Annotated[str, typer.Option(help="Folder that autoencoder wrote, or its URL (s3://...).")]
 Encoded = Annotated[str, typer.Option(help="Folder that encode wrote, or its URL (s3://...).")]
 Model = Annotated[Path, typer.Option(help="Folder that train wrote.")]
 Evaluation = Annotated[Path, typer.Option(help="Folder that evaluate wrote.")]
@@ -117,9 +118,17 @@ def encode(
 def train(
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
+    sections: Annotated[
+        str, typer.Option(help="The train, model and diffusion sections themselves, as YAML, instead of --params.")
+    ] = "",
     encoded: Encoded = str(ENCODED),
-    autoencoder: Autoencoder = AUTOENCODER,
-    out: Out = MODEL,
+    parts: Annotated[
+        list[str] | None, typer.Option(help="A folder or URL with parts of the encoded set, if not there; repeat it.")
+    ] = None,
+    autoencoder: AutoencoderPlace = str(AUTOENCODER),
+    out: Annotated[
+        str, typer.Option(help="Folder to write, or its URL (s3://...); replaced when the step succeeds.")
+    ] = str(MODEL),
     force_rerun: Token = "",
     resume_from: Annotated[
         str, typer.Option(help="Go on from this checkpoint (folder or URL); refused if it is of another training.")
@@ -133,14 +142,20 @@ def train(
     After SIGTERM it leaves a checkpoint and exits with code 75. Several GPUs or nodes: start it by torchrun, as
     `torchrun --nproc-per-node 8 -m latentflow.cli train`.
     """
-    inputs = _inputs("train", params, overrides)
+    if sections and overrides:
+        raise ParamsError("--set changes what --params names; --sections holds every value itself.")
+    inputs = (
+        parameters.parse_text(parameters.TrainInputs, sections, "--sections")
+        if sections
+        else _inputs("train", params, overrides)
+    )
     if extend_steps and not resume_from:
         raise LatentflowError("--extend-steps says something about --resume-from; give both.")
     from latentflow.steps import train as step
 
     resume = step.Resume(resume_from, extend_steps) if resume_from else None
-    if step.run(inputs, step.Sources(encoded, autoencoder), out, force_rerun, resume):
-        _done(f"diffusers pipeline in {out / 'pipeline'}, sample grids in {out / 'samples'}", "latentflow evaluate")
+    if step.run(inputs, step.Sources(encoded, autoencoder, parts or ()), out, force_rerun, resume):
+        _done(f"diffusers pipeline in {out}/pipeline, sample grids in {out}/samples", "latentflow evaluate")
 
 
 @app.command()
