@@ -159,6 +159,37 @@ def train(
 
 
 @app.command()
+def trainjob(
+    image: Annotated[str, typer.Option(help="The image of latentflow with CUDA torch that the pods run.")],
+    storage: Annotated[
+        str, typer.Option(help="Bucket's URL, or folder on a volume of all pods; for checkpoints and the model.")
+    ],
+    encoded: Annotated[str, typer.Option(help="What encode wrote, where every pod finds it.")],
+    autoencoder: Annotated[str, typer.Option(help="What autoencoder wrote, where every pod finds it.")],
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(help="Pods.", min=1)] = 2,
+    gpus: Annotated[int, typer.Option(help="GPUs per pod, one process each; 0 trains on the CPU.", min=0)] = 1,
+    options: Annotated[
+        Path | None, typer.Option(help="YAML file with options of the cluster (docs/distributed.md lists them).")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the job, and of the model's folder in the storage.")] = (
+        "latentflow-train"
+    ),
+) -> None:
+    """Print a Kubeflow TrainJob that trains on many nodes, for kubectl apply; needs the extra distributed."""
+    inputs = _inputs("train", params, overrides)
+    from latentflow.cluster.options import JobOptions
+    from latentflow.cluster.trainjob import JobPlan, Work, as_yaml
+
+    given = options.read_text(encoding="utf-8") if options else "{}"
+    chosen = parameters.parse_text(JobOptions, given, str(options))
+    storage = storage.rstrip("/")
+    work = Work(inputs, encoded, (), autoencoder, storage, f"{storage}/models/{name}")
+    typer.echo(as_yaml(JobPlan(name, work, image, nodes, gpus, chosen)), nl=False)
+
+
+@app.command()
 def average(
     length: Annotated[
         float, typer.Option(help="Relative length of the average: of 0.08, about the last 8 % of the run.")
