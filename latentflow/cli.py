@@ -32,6 +32,7 @@ Overrides = Annotated[
 Token = Annotated[str, typer.Option(help="Any new text makes the step work again although nothing changed.")]
 Records = Annotated[Path, typer.Option(help="Folder that ingest wrote.")]
 Autoencoder = Annotated[Path, typer.Option(help="Folder that autoencoder wrote.")]
+AutoencoderPlace = Annotated[str, typer.Option(help="Folder that autoencoder wrote, or its URL (s3://...).")]
 Encoded = Annotated[str, typer.Option(help="Folder that encode wrote, or its URL (s3://...).")]
 Model = Annotated[Path, typer.Option(help="Folder that train wrote.")]
 Evaluation = Annotated[Path, typer.Option(help="Folder that evaluate wrote.")]
@@ -117,9 +118,17 @@ def encode(
 def train(
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
+    sections: Annotated[
+        str, typer.Option(help="The train, model and diffusion sections themselves, as YAML, instead of --params.")
+    ] = "",
     encoded: Encoded = str(ENCODED),
-    autoencoder: Autoencoder = AUTOENCODER,
-    out: Out = MODEL,
+    parts: Annotated[
+        list[str] | None, typer.Option(help="A folder or URL with parts of the encoded set, if not there; repeat it.")
+    ] = None,
+    autoencoder: AutoencoderPlace = str(AUTOENCODER),
+    out: Annotated[
+        str, typer.Option(help="Folder to write, or its URL (s3://...); replaced when the step succeeds.")
+    ] = str(MODEL),
     force_rerun: Token = "",
     resume_from: Annotated[
         str, typer.Option(help="Go on from this checkpoint (folder or URL); refused if it is of another training.")
@@ -133,17 +142,51 @@ def train(
     After SIGTERM it leaves a checkpoint and exits with code 75. Several GPUs or nodes: start it by torchrun, as
     `torchrun --nproc-per-node 8 -m latentflow.cli train`.
     """
-    inputs = _inputs("train", params, overrides)
+    if sections and overrides:
+        raise ParamsError("--set changes what --params names; --sections holds every value itself.")
+    inputs = (
+        parameters.parse_text(parameters.TrainInputs, sections, "--sections")
+        if sections
+        else _inputs("train", params, overrides)
+    )
     if extend_steps and not resume_from:
         raise LatentflowError("--extend-steps says something about --resume-from; give both.")
     from latentflow.steps import train as step
 
     resume = step.Resume(resume_from, extend_steps) if resume_from else None
-    if step.run(inputs, step.Sources(encoded, autoencoder), out, force_rerun, resume):
-        _done(
-            f"diffusers pipeline in {out / 'pipeline'}, curves and samples in {out / 'report.html'}",
-            "latentflow evaluate",
-        )
+    if step.run(inputs, step.Sources(encoded, autoencoder, parts or ()), out, force_rerun, resume):
+        _done(f"diffusers pipeline in {out}/pipeline, curves and samples in {out}/report.html", "latentflow evaluate")
+
+
+@app.command()
+def trainjob(
+    image: Annotated[str, typer.Option(help="The image of latentflow with CUDA torch that the pods run.")],
+    storage: Annotated[
+        str, typer.Option(help="Bucket's URL, or folder on a volume of all pods; for checkpoints and the model.")
+    ],
+    encoded: Annotated[str, typer.Option(help="What encode wrote, where every pod finds it.")],
+    autoencoder: Annotated[str, typer.Option(help="What autoencoder wrote, where every pod finds it.")],
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(help="Pods.", min=1)] = 2,
+    gpus: Annotated[int, typer.Option(help="GPUs per pod, one process each; 0 trains on the CPU.", min=0)] = 1,
+    options: Annotated[
+        Path | None, typer.Option(help="YAML file with options of the cluster (docs/distributed.md lists them).")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the job, and of the model's folder in the storage.")] = (
+        "latentflow-train"
+    ),
+) -> None:
+    """Print a Kubeflow TrainJob that trains on many nodes, for kubectl apply; needs the extra distributed."""
+    inputs = _inputs("train", params, overrides)
+    from latentflow.cluster.options import JobOptions
+    from latentflow.cluster.trainjob import JobPlan, Work, as_yaml
+
+    given = options.read_text(encoding="utf-8") if options else "{}"
+    chosen = parameters.parse_text(JobOptions, given, str(options))
+    storage = storage.rstrip("/")
+    work = Work(inputs, encoded, (), autoencoder, storage, f"{storage}/models/{name}")
+    typer.echo(as_yaml(JobPlan(name, work, image, nodes, gpus, chosen)), nl=False)
 
 
 @app.command()

@@ -496,15 +496,25 @@ def load(path: Path, overrides: list[str] | None = None) -> Params:
     """Reads params.yaml; ``overrides`` are ``section.field=value`` with the value in YAML."""
     if not path.is_file():
         raise ParamsError(f"{path} does not exist: run in the project's folder or give --params.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ParamsError(f"{path}: expected sections (ingest, autoencoder, ...), found {type(values).__name__}.")
+    values = _mapping(path.read_text(encoding="utf-8"), str(path), "sections (ingest, autoencoder, ...)")
     for override in overrides or []:
         _set(values, override)
     return parse(Params, values, str(path))
+
+
+def parse_text(model: type[S], text: str, source: str) -> S:
+    """The same from YAML or JSON; ``source`` names the text in errors."""
+    return parse(model, _mapping(text, source, f"the fields {', '.join(model.model_fields)}"), source)
+
+
+def _mapping(text: str, source: str, expected: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{source} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ParamsError(f"{source}: expected {expected}, found {type(values).__name__}.")
+    return values
 
 
 def _set(values: dict[str, Any], override: str) -> None:

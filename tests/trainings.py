@@ -12,8 +12,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from encoded_sets import Recipe, write_set
+from encoding import build_autoencoder, build_text_encoder, inputs, make_records, write_pictures
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,7 +23,9 @@ from latentflow import denoisers
 from latentflow.data.encoded import EncodedSet
 from latentflow.denoisers import FAMILIES, Denoiser
 from latentflow.diffusion import Diffusion
-from latentflow.params import ModelParams, TrainParams, load
+from latentflow.params import ModelParams, TrainInputs, TrainParams, load
+from latentflow.steps import encode
+from latentflow.steps import train as train_step
 from latentflow.training import loop
 from latentflow.training.averages import Snapshots
 from latentflow.training.checkpoint import Curves, Identity
@@ -55,6 +59,18 @@ FEW: dict[str, object] = {
 }
 
 
+SMALL = {
+    **{f"train.{name}": value for name, value in FEW.items()},
+    "model.denoiser": "unet",
+    "model.unet.channels": [32],
+    "model.unet.attention": [True],
+    "model.pixart.layers": 1,
+    "model.pixart.heads": 2,
+    "model.pixart.head_dim": 8,
+    "model.pixart.patch_size": 2,
+}
+
+
 @dataclass
 class Outcome:
     """What a training gave: averaged weights, curves, what was logged and drawn."""
@@ -68,6 +84,24 @@ class Outcome:
 def params(changes: Mapping[str, object] | None = None) -> TrainParams:
     values = FEW | dict(changes or {})
     return load(PARAMS, [f"train.{name}={json.dumps(value)}" for name, value in values.items()]).train
+
+
+def settings(**changes: object) -> TrainInputs:
+    """What the step takes; ``changes`` are fields of train, or of another section as section__field."""
+    named = {name.replace("__", ".") if "__" in name else f"train.{name}": value for name, value in changes.items()}
+    values = SMALL | named
+    params = load(PARAMS, [f"{name}={json.dumps(value)}" for name, value in values.items()])
+    return TrainInputs(train=params.train, model=params.model, diffusion=params.diffusion)
+
+
+def world(folder: Path) -> train_step.Sources:
+    """An autoencoder and a set of sixty pictures that encode wrote with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LATENTFLOW_STORE", str(folder / "store"))
+        records = make_records(write_pictures(folder / "pictures", 60), folder / "records")
+        vae = build_autoencoder(folder / "autoencoder")
+        encode.run(inputs(build_text_encoder(folder / "text")), records, vae, folder / "encoded")
+    return train_step.Sources(folder / "encoded", vae)
 
 
 def model_params(family: str = "pixart") -> ModelParams:

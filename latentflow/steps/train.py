@@ -5,9 +5,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentflow.data import parcels
 from latentflow.data.places import read_manifest
 from latentflow.errors import LatentflowError
 from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, digest_json, sha256_file, write_text
@@ -45,22 +47,34 @@ class Resume:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a training reads: the encoded set, in one place or with parts in others, and the autoencoder."""
+    """Where a training reads: the encoded set, in one place or with parts in others, and the autoencoder.
+
+    Each is a folder or an fsspec URL.
+    """
 
     encoded: Path | str
-    autoencoder: Path
+    autoencoder: Path | str
     parts: Sequence[Path | str] = ()
+
+    @cached_property
+    def autoencoder_folder(self) -> Path:
+        """The autoencoder on this machine; from a URL it is fetched when it is first asked for."""
+        from latentflow.encoders.fetching import autoencoder_folder
+
+        return autoencoder_folder(self.autoencoder)
 
 
 def run(
     inputs: TrainInputs,
     sources: Sources,
-    out: Path,
+    out: Path | str,
     force_rerun: str = "",
     resume: Resume | None = None,
     storage: str = "",
 ) -> ModelManifest | None:
     """Trains from the newest checkpoint of the same fingerprint, or the beginning, and writes the model folder.
+
+    ``out`` is a folder, or an fsspec URL behind which the model is whole (with a files.json) or absent.
 
     Started by torchrun or accelerate, all processes call this; None is returned in all but the main one.
     Checkpoints lie below ``storage`` or LATENTFLOW_CHECKPOINTS (folders or fsspec URLs), or in the work store. Raises
@@ -86,18 +100,19 @@ def run(
                 _train(inputs, sources, work, kept, identity, together, named)
             elif together.main:
                 log.info("the model of these parameters and data is in the work store; nothing to train")
-            together.everywhere(lambda: _hand_out(done, out))
-    return ModelManifest.read(out) if together.main else None
+            together.everywhere(lambda: parcels.deliver(done, out))
+    return ModelManifest.read(done) if together.main else None
 
 
-def _hand_out(done: Path, out: Path) -> None:
-    with atomic_folder(out) as folder:
-        copy_tree_or_file(done, folder)
+def identify(inputs: TrainInputs, sources: Sources, force_rerun: str = "") -> str:
+    """The fingerprint under which this training is kept. Raises LatentflowError where inputs do not fit together."""
+    digests = _inputs(inputs, sources, read_manifest(sources.encoded))
+    return fingerprint("train", VERSION, inputs, digests, force_rerun)
 
 
 def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest) -> dict[str, str]:
     """Checks that everything fits together, before any device is asked for; the digests of all that is read."""
-    vae_manifest = AutoencoderManifest.read(sources.autoencoder)
+    vae_manifest = AutoencoderManifest.read(sources.autoencoder_folder)
     if manifest.inputs["autoencoder"] != vae_manifest.digest:
         raise LatentflowError(
             f"{sources.encoded} was encoded with another autoencoder than {sources.autoencoder}; run `latentflow "
@@ -149,8 +164,9 @@ def _named(
     """
     if resume is None:
         return None, {}
+    from latentflow.data.parcels import FILES
     from latentflow.training.checkpoint import Progress, require_same
-    from latentflow.training.vault import FILES, open_checkpoint
+    from latentflow.training.vault import open_checkpoint
 
     found = open_checkpoint(resume.checkpoint)
     progress = Progress.read(found.folder)
@@ -200,7 +216,7 @@ def _train(
 
         def deliver() -> None:
             with atomic_folder(work / "done") as folder:
-                delivery.write(job, trained, curves, sources.autoencoder, folder)
+                delivery.write(job, trained, curves, sources.autoencoder_folder, folder)
                 for name in ("samples", "averages"):
                     if (work / name).is_dir():
                         copy_tree_or_file(work / name, folder / name)
@@ -313,7 +329,7 @@ def _observed(
             run.log_dataset("encoded", job.encoded.manifest.digest, str(job.encoded), "training")
             return Observer(
                 metrics=run.log_metrics,
-                samples=_painter(job.encoded, sources.autoencoder, work, run),
+                samples=_painter(job.encoded, sources.autoencoder_folder, work, run),
                 run_id=lambda: run.id,
             )
 

@@ -4,7 +4,6 @@ A checkpoint is a folder ``step-000001200`` with files of the training's own and
 sha256 and comes last: a folder without it is no checkpoint yet, or no more.
 """
 
-import json
 import logging
 import math
 import re
@@ -13,23 +12,22 @@ import tempfile
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NoReturn, Protocol, TypeVar
+from typing import Protocol
 
 from safetensors import SafetensorError
 
+from latentflow.data import parcels
 from latentflow.data.locations import without_secrets
+from latentflow.data.parcels import FILES, DamagedFolderError, reason
 from latentflow.data.remote import RemoteFolder, local_folder
 from latentflow.errors import LatentflowError
-from latentflow.files import Scratch, atomic_folder, digest_json, sha256_file, write_json
+from latentflow.files import Scratch, atomic_folder, digest_json
 
-FILES = "files.json"
 PREFIX = "step-"
 log = logging.getLogger(__name__)
 
 Write = Callable[[Path], None]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,6 @@ class Checkpoint:
         self.step = step
         self.folder = folder
         self._scratch = scratch
-
-
-class DamagedCheckpointError(LatentflowError):
-    """A file of a checkpoint is missing or holds other bytes than were written; the message names it."""
 
 
 class Vault:
@@ -85,7 +79,7 @@ class Vault:
         try:
             self._prepare()
         except (OSError, LatentflowError) as error:
-            raise LatentflowError(f"No checkpoint can be kept in {self}: {_reason(error)}") from error
+            raise LatentflowError(f"No checkpoint can be kept in {self}: {reason(error)}") from error
 
     def save(self, step: int, write: Write, losses: Mapping[int, float], wait: bool = False) -> None:
         """Lets ``write`` fill a folder in a thread, keeps it as the checkpoint of ``step``, then removes what need not
@@ -118,7 +112,7 @@ class Vault:
         for step in steps:
             try:
                 return self._shelf.get(step)
-            except DamagedCheckpointError as error:
+            except DamagedFolderError as error:
                 log.warning("%s It is passed over.", error)
                 self._damaged.add(step)
         if steps:
@@ -150,10 +144,10 @@ class Vault:
             try:
                 self._remove_others(step, losses)
             except OSError as error:
-                log.warning("an old checkpoint in %s could not be removed: %s", self, _reason(error))
+                log.warning("an old checkpoint in %s could not be removed: %s", self, reason(error))
         except (OSError, SafetensorError, LatentflowError) as error:
             self._failure = LatentflowError(
-                f"The checkpoint of step {step} could not be kept in {self}: {_reason(error)} Mend that or choose "
+                f"The checkpoint of step {step} could not be kept in {self}: {reason(error)} Mend that or choose "
                 f"another place, then start again. Last good: {self.describe_newest()}."
             )
             self._failure.__cause__ = error
@@ -202,7 +196,7 @@ class _Shelf(Protocol):
         """Keeps what ``write`` writes as the checkpoint of ``step``."""
 
     def get(self, step: int) -> Checkpoint:
-        """A whole checkpoint. Raises DamagedCheckpointError where a file is missing or another than was written."""
+        """A whole checkpoint. Raises DamagedFolderError where a file is missing or another than was written."""
 
     def remove(self, step: int) -> None:
         """Removes a checkpoint, or what there is of it."""
@@ -237,7 +231,7 @@ class _LocalShelf:
 
     def get(self, step: int) -> Checkpoint:
         folder = self._folder / _name(step)
-        _compare(str(folder), (folder / FILES).read_bytes, lambda name: sha256_file(folder / name))
+        parcels.compare(folder)
         return Checkpoint(step, folder)
 
     def remove(self, step: int) -> None:
@@ -273,31 +267,16 @@ class _RemoteShelf:
             try:
                 _fill(folder, write)
             except (OSError, SafetensorError) as error:
-                raise LatentflowError(f"the temporary folder {folder.parent} (TMPDIR): {_reason(error)}") from error
-            # Of a checkpoint that is written anew, a reader must not see some old and some new files.
-            self.remove(step)
-            for path in sorted(_files_in(folder), key=lambda path: path == folder / FILES):
-                self._remote.put(path, f"{_name(step)}/{path.relative_to(folder).as_posix()}")
+                raise LatentflowError(f"the temporary folder {folder.parent} (TMPDIR): {reason(error)}") from error
+            parcels.put(self._remote, folder, _name(step))
 
     def get(self, step: int) -> Checkpoint:
         scratch = Scratch(self._scratch)
-
-        def fetch(name: str) -> str:
-            path = scratch.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return self._remote.fetch(f"{_name(step)}/{name}", path)
-
-        def listed() -> bytes:
-            fetch(FILES)
-            return (scratch.folder / FILES).read_bytes()
-
-        _compare(f"{self._remote}/{_name(step)}", listed, fetch)
+        parcels.get(self._remote, scratch.folder, _name(step))
         return Checkpoint(step, scratch.folder, scratch)
 
     def remove(self, step: int) -> None:
-        names = [name for name in self._remote.names() if name.startswith(f"{_name(step)}/")]
-        for name in sorted(names, key=lambda name: name != f"{_name(step)}/{FILES}"):
-            self._remote.remove(name)
+        parcels.remove(self._remote, _name(step))
 
 
 def _name(step: int) -> str:
@@ -312,47 +291,4 @@ def _step_of(name: str) -> int | None:
 def _fill(folder: Path, write: Write) -> None:
     """Writes a checkpoint's files and what they must be found to be."""
     write(folder)
-    write_json(folder / FILES, {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(_files_in(folder))})
-
-
-def _files_in(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def _compare(origin: str, listed: Callable[[], bytes], digest: Callable[[str], str]) -> None:
-    """Compares the digests of the files of the checkpoint ``origin`` with those that are listed in its files.json."""
-    for name, sha256 in _digests(origin, _read(origin, FILES, listed)).items():
-        if _read(origin, name, partial(digest, name)) != sha256:
-            _refuse(origin, name, "is damaged: it holds other bytes than were written")
-
-
-def _read(origin: str, name: str, read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except FileNotFoundError:
-        _refuse(origin, name, "is missing")
-    except OSError as error:
-        raise LatentflowError(f"{origin}/{name} cannot be read: {_reason(error)}") from error
-
-
-def _digests(origin: str, text: bytes) -> dict[str, str]:
-    """What a files.json says: names of files within its folder and their sha256."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict) or not all(isinstance(sha256, str) for sha256 in value.values()):
-        _refuse(origin, FILES, "is damaged")
-    if any(name.startswith("/") or ".." in name.split("/") for name in value):
-        _refuse(origin, FILES, "names a file outside the checkpoint")
-    return value
-
-
-def _refuse(origin: str, name: str, fault: str) -> NoReturn:
-    raise DamagedCheckpointError(f"{origin} cannot be used: its file {name} {fault}.")
-
-
-def _reason(error: Exception) -> str:
-    """An error as the end of a sentence."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"{(text or type(error).__name__).rstrip('.')}."
+    parcels.seal(folder)

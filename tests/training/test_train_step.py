@@ -13,43 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 import trainings
-from encoding import build_autoencoder, build_text_encoder, inputs, make_records, write_pictures
 from safetensors.torch import load_file
+from trainings import settings, world
 
 from latentflow.errors import EXIT_PREEMPTED, LatentflowError
 from latentflow.manifest import EncodedManifest, ModelManifest
-from latentflow.params import TrainInputs, load
-from latentflow.steps import average, encode, train
-
-SMALL = {
-    **{f"train.{name}": value for name, value in trainings.FEW.items()},
-    "model.denoiser": "unet",
-    "model.unet.channels": [32],
-    "model.unet.attention": [True],
-    "model.pixart.layers": 1,
-    "model.pixart.heads": 2,
-    "model.pixart.head_dim": 8,
-    "model.pixart.patch_size": 2,
-}
-
-
-def settings(**changes: object) -> TrainInputs:
-    """Fields of train, or of another section as section__field."""
-    named = {name.replace("__", ".") if "__" in name else f"train.{name}": value for name, value in changes.items()}
-    values = SMALL | named
-    params = load(trainings.PARAMS, [f"{name}={json.dumps(value)}" for name, value in values.items()])
-    return TrainInputs(train=params.train, model=params.model, diffusion=params.diffusion)
+from latentflow.steps import average, train
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> train.Sources:
-    folder = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LATENTFLOW_STORE", str(folder / "store"))
-        records = make_records(write_pictures(folder / "pictures", 60), folder / "records")
-        vae = build_autoencoder(folder / "autoencoder")
-        encode.run(inputs(build_text_encoder(folder / "text")), records, vae, folder / "encoded")
-    return train.Sources(folder / "encoded", vae)
+    return world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(autouse=True)
@@ -227,7 +201,7 @@ def test_an_average_of_another_length_is_made_afterwards(sources: train.Sources,
 
 @pytest.mark.slow
 def test_torchrun_trains_with_two_processes_and_one_writes(sources: train.Sources, tmp_path: Path) -> None:
-    chosen = SMALL | {"train.batch_size": 8}
+    chosen = trainings.SMALL | {"train.batch_size": 8}
     words = [word for name, value in chosen.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),

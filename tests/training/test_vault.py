@@ -199,7 +199,7 @@ def test_files_json_names_nothing_outside(tmp_path: Path) -> None:
     saved(str(tmp_path), 1)
     for name in ("../1", "/etc/hostname", "a/../../1"):
         spoil(str(tmp_path), "step-000000001/files.json", json.dumps({name: "0"}).encode())
-        with pytest.raises(LatentflowError, match=r"files\.json names a file outside the checkpoint"):
+        with pytest.raises(LatentflowError, match=r"files\.json names a file outside its folder"):
             open_checkpoint(tmp_path / "step-000000001")
 
 
