@@ -5,16 +5,16 @@ for ``python -m pipelines.compile --cluster`` and ``latentflow submit --cluster`
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from kfp import dsl, kubernetes
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from latentflow.cluster.options import SECRET_VARIABLES, JobOptions, Quantity, Toleration, Volume
 from latentflow.errors import ParamsError
-from latentflow.params import parse
+from latentflow.params import Section, parse
 
-Quantity = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?(m|Ki|Mi|Gi|Ti|k|M|G|T)?)?$")]
 Step = Literal[
     "prerequisites",
     "ingest",
@@ -28,47 +28,8 @@ Step = Literal[
     "register",
 ]
 
-# An optional key that the Secret lacks leaves its variable unset. Only these names are in the package, never a value.
-SECRET_VARIABLES = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "GIT_TOKEN",
-    "GIT_USERNAME",
-    "HF_TOKEN",
-    "MLFLOW_EXPERIMENT_NAME",
-    "MLFLOW_S3_ENDPOINT_URL",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_TOKEN",
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_TRACKING_USERNAME",
-    "MLFLOW_UI_URL",
-)
 
-
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Toleration(_Options):
-    """A taint that pods may run on; Kubernetes' own fields."""
-
-    key: str = ""
-    operator: Literal["Exists", "Equal"] = "Exists"
-    value: str = ""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
-
-
-class Volume(_Options):
-    """A PersistentVolumeClaim that every step mounts."""
-
-    claim: str = Field(min_length=1, description="name of the PersistentVolumeClaim")
-    path: str = Field(pattern=r"^/.+", description="where it is mounted")
-
-
-class Pod(_Options):
+class Pod(Section):
     """The pods of one step. Resources that are empty are not asked for; 0 seconds is no timeout."""
 
     cpu_request: Quantity = Field(default="", description="CPU that the pod is promised")
@@ -102,7 +63,7 @@ _DEFAULT_PODS: dict[Step, Pod] = {
 _USUAL_POD = Pod(cpu_request="2", memory_request="8Gi")
 
 
-class Cluster(_Options):
+class Cluster(Section):
     """One cluster's options; every one has a default, with which the committed package is compiled."""
 
     secret: str = Field(
@@ -118,8 +79,9 @@ class Cluster(_Options):
         default="", description="LATENTFLOW_STORE: a folder on one of the volumes; empty: inside the pod"
     )
     environment: dict[str, str] = Field(default={}, description="further variables for every pod; nothing secret")
-    runtime: str = Field(default="torch-distributed", description="ClusterTrainingRuntime of training on several nodes")
-    queue: str = Field(default="", description="Kueue's queue for training on several nodes")
+    job: JobOptions = Field(
+        default=JobOptions(), description="further options of the TrainJob of several nodes, such as its `queue`"
+    )
     pods: dict[Step, Pod] = Field(default={}, description="per step; a step that is not named keeps its default")
 
     @classmethod
@@ -136,7 +98,22 @@ class Cluster(_Options):
         return self.pods.get(step) or _DEFAULT_PODS.get(step, _USUAL_POD)
 
     def job_options(self) -> dict[str, Any]:
-        return {}
+        """What the job of several nodes is given: its own options over those that hold for ``train`` in one pod."""
+        pod = self.pod("train")
+        shared = JobOptions(
+            accelerator=self.accelerator,
+            cpu=pod.cpu_request,
+            memory=pod.memory_limit or pod.memory_request,
+            shm=pod.shm_size,
+            node_selector=pod.node_selector,
+            tolerations=pod.tolerations,
+            volumes=self.volumes,
+            secret=self.secret,
+            environment=self.environment,
+            image_pull_secrets=self.image_pull_secrets,
+        )
+        own = self.job.model_dump(mode="json", exclude_unset=True)
+        return JobOptions.model_validate(shared.model_dump(mode="json") | own).model_dump(mode="json")
 
     def equip(self, task: dsl.PipelineTask, step: Step) -> None:
         """Gives a task everything but its image and accelerators."""
@@ -189,7 +166,7 @@ def _placement(task: dsl.PipelineTask, pod: Pod) -> None:
 
 def described() -> dict[str, Any]:
     """Every option with its default and meaning, for the docs: ``{"secret": ("latentflow", "..."), ...}``."""
-    options = {name: (field.default, field.description) for name, field in Cluster.model_fields.items()}
-    return options | {
-        f"pods.STEP.{name}": (field.default, field.description) for name, field in Pod.model_fields.items()
-    }
+    own = {name: field for name, field in Cluster.model_fields.items() if name not in ("pods", "job")}
+    pods = {f"pods.STEP.{name}": field for name, field in Pod.model_fields.items()}
+    job = {f"job.{name}": field for name, field in JobOptions.model_fields.items()}
+    return {name: (field.default, field.description) for name, field in (own | pods | job).items()}

@@ -14,8 +14,8 @@ from docker.types import Mount
 from kfp import local
 from kfp.local import docker_task_handler
 
+from latentflow.cluster.options import SECRET_VARIABLES
 from latentflow.errors import LatentflowError
-from pipelines.cluster import SECRET_VARIABLES
 
 # A container takes from this process's environment what a pod takes from the Secret, and the number of threads.
 PASSED_ON = (*SECRET_VARIABLES, "OMP_NUM_THREADS")

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from latentflow.cluster.options import SECRET_VARIABLES
 from pipelines import training
-from pipelines.cluster import SECRET_VARIABLES, Cluster, described
+from pipelines.cluster import Cluster, described
 from pipelines.configuration import PROJECT, description, dotted
 from pipelines.training import form_fields
 
@@ -36,10 +37,10 @@ EXTRA = {
     "image_cpu": "image of the steps without GPUs; with a digest (`...@sha256:...`) the cache knows it exactly",
     "image_gpu": "image of `train`, and of steps to which the cluster's options give GPUs",
     "overrides": 'parameters without a field, as JSON: `{"model.pixart.layers": 8}`; they win over the fields',
-    "storage": "bucket's URL (`s3://bucket/folder`) or folder on a volume of all pods: encoded data travels by URL, and "
-    "checkpoints outlive their pod; empty: data travels as artifacts",
+    "storage": "bucket's URL (`s3://bucket/folder`) or folder on a volume of all pods: encoded data travels by URL "
+    "and checkpoints outlive their pod; empty: data travels as artifacts",
     "train_gpus": "GPUs per node for training; 0 trains on the CPU",
-    "train_num_nodes": "nodes that train together, by a Kubeflow TrainJob; with more than one process it needs `storage`",
+    "train_num_nodes": "nodes that train together, by a TrainJob; several processes need `storage`",
 }
 
 

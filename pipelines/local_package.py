@@ -14,7 +14,7 @@ _INPUT = re.compile(r"\{\{\$\.inputs\.parameters\['pipelinechannel--(\w+)'\]\}\}
 
 
 def local_pipeline(name: str, images: Mapping[str, str] | None = None) -> Any:
-    """The package of a pipeline as a function of its inputs; ``images`` are those that containers are made of, by input.
+    """The package of a pipeline as a function of its inputs; ``images`` are those of containers, by input.
 
     kfp's local runners resolve neither an image that is an input nor an output that one of two branches makes. Here is
     no cluster whose nodes could train together, so it is always the branch of ``train``. Retries wait for nothing.

@@ -1,4 +1,4 @@
-"""The train step as a Kubeflow component."""
+"""The train step on many nodes as a Kubeflow component."""
 
 from typing import Any
 
@@ -16,28 +16,31 @@ def train_distributed(
     report: dsl.Output[dsl.HTML],
     image: str,
     version: str,
+    storage: str,
     options: dict[str, Any],
-    num_nodes: int = 1,
-    gpus: int = 0,
+    num_nodes: int = 2,
+    gpus: int = 1,
     shards: dsl.Input[list[dsl.Dataset]] | None = None,
-    storage: str = "",
     force_rerun: str = "",
 ) -> None:
-    """Trains the text-conditional denoiser by flow matching and writes a complete diffusers pipeline.
+    """Trains what ``train`` trains on many nodes: it starts a Kubeflow Trainer v2 TrainJob and waits for its model.
 
-    Parameters, losses by step and sample grids go to the model's MLflow run. Checkpoints are kept below ``storage``, or
-    in the work store (``LATENTFLOW_STORE``); a run that was killed goes on from the last one when it is still there.
-    After SIGTERM the step leaves a checkpoint and exits with code 75, so that a retry goes on.
+    It holds no GPU itself and waits without a deadline. Rank 0's log is its log. Tried again, it follows the job that
+    it left running; when it is cancelled by SIGTERM, or its pod is removed, the job is removed too. The model is what
+    ``train`` makes of the same parameters and data, up to rounding, and lies in the storage afterwards, where the next
+    such step finds it.
 
     Args:
         params: The ``train``, ``model`` and ``diffusion`` sections, as prerequisites emits them.
         encoded: The encoded set that merge wrote.
         autoencoder: The autoencoder whose decoder becomes part of the pipeline.
-        image: The image that this runs in, for the model's lineage.
+        image: The image of the job's pods: latentflow with CUDA torch, of this version.
         version: The version of the pipeline package, which the image must have too.
-        gpus: GPUs that must be usable here; 0 trains on what there is.
+        storage: A bucket's URL, or a folder on a volume that all pods mount, for checkpoints, data and the model.
+        options: Options of the cluster, such as ``{"queue": "gpus"}``; docs/distributed.md lists them.
+        num_nodes: Pods of the job.
+        gpus: Accelerators per pod, one process each; 0 trains on the CPU.
         shards: All parts that encode wrote; none where the encoded set is whole by itself.
-        storage: A bucket's URL or a folder on a shared volume, for the checkpoints.
         force_rerun: Any text; another text than last time does the work again.
 
     Returns:
@@ -51,15 +54,16 @@ def train_distributed(
     from latentflow import kubeflow_ui, pod
 
     pod.begin(image, version)
-    pod.require_gpus(gpus)
 
+    from latentflow.cluster.options import JobOptions
     from latentflow.params import TrainInputs, parse
-    from latentflow.steps import train as step
+    from latentflow.steps import train_distributed as step
+    from latentflow.steps.train import Sources
 
-    inputs = parse(TrainInputs, params, "train")
-    out, parts = Path(model.path), [one.metadata.get("url") or one.path for one in shards or []]
-    sources = step.Sources(encoded.metadata.get("url") or encoded.path, Path(autoencoder.path), parts)
-    manifest = step.run(inputs, sources, out, force_rerun, storage=storage)
-    assert manifest, "a component is one process, and the main one"
+    inputs, chosen = parse(TrainInputs, params, "train"), parse(JobOptions, options, "options")
+    out, nodes = Path(model.path), step.Nodes(image, num_nodes, gpus)
+    parts = [one.metadata.get("url") or one.path for one in shards or []]
+    sources = Sources(encoded.metadata.get("url") or encoded.path, Path(autoencoder.path), parts)
+    manifest = step.run(inputs, sources, storage, nodes, chosen, out, force_rerun)
     kubeflow_ui.show(manifest, model, summary, metrics)
     kubeflow_ui.show_page(out / "report.html", report)

