@@ -1,4 +1,4 @@
-"""The package that is uploaded and the name of its version: the commit, and a digest where the commit says too little."""
+"""The package that is uploaded and its version's name: the commit, and a digest where the commit says too little."""
 
 import hashlib
 import importlib
