@@ -25,7 +25,13 @@ class Input:
 def inputs_of(spec: Mapping[str, Any]) -> dict[str, Input]:
     """The inputs of a pipeline, from the first document of its package."""
     defined = spec["root"].get("inputDefinitions", {}).get("parameters", {})
-    return {name: Input(item["parameterType"], item.get("defaultValue")) for name, item in defined.items()}
+    return {name: Input(item["parameterType"], _default(item)) for name, item in defined.items()}
+
+
+def _default(item: Mapping[str, Any]) -> Any:
+    """The default of an input; the package writes whole numbers as 1300.0."""
+    value = item.get("defaultValue")
+    return int(value) if item["parameterType"] == "NUMBER_INTEGER" and value is not None else value
 
 
 def leaves(section: Section, prefix: str = "") -> dict[str, Any]:

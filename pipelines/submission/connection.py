@@ -59,8 +59,11 @@ class Connection:
     @property
     def shown(self) -> str:
         """The address as it may be printed."""
-        named = self.address or ("this cluster" if in_cluster() else "kubectl's current context")
-        return named.rpartition("@")[2]
+        if self.address:
+            return self.address.rpartition("@")[2]
+        if in_cluster():
+            return "this cluster"
+        return "kubectl's current context" if _kube_config().is_file() else f"none named (--host or {ENDPOINT})"
 
     @property
     def user_interface(self) -> str:

@@ -6,6 +6,7 @@ import importlib.util
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from kfp import compiler
 
 from latentflow import __version__
-from latentflow.errors import LatentflowError
+from latentflow.errors import LatentflowError, ParamsError
 from latentflow.registry.lineage import git_state
 from pipelines.configuration import PROJECT
 
@@ -32,7 +33,7 @@ class Package:
     marks: tuple[str, ...] = ()
     """What made this package another than its commit's own, such as ``no-cache``."""
 
-    @property
+    @cached_property
     def spec(self) -> dict[str, Any]:
         """The pipeline's document; the platform's follows it in ``text``."""
         document: dict[str, Any] = next(iter(yaml.safe_load_all(self.text)))
@@ -82,6 +83,8 @@ def build(pipeline: str = "training", cluster: Path | None = None, cache: bool =
 
 def compiled(pipeline: str, cluster: Path | None) -> str:
     """The package of a pipeline as text, with the cluster's options if a file names them."""
+    if pipeline not in PIPELINES:
+        raise ParamsError(f"--pipeline {pipeline}: choose one of {', '.join(PIPELINES)}.")
     module, _, name = PIPELINES[pipeline].partition(":")
     if importlib.util.find_spec(module) is None:
         raise LatentflowError(f"--pipeline {pipeline}: this checkout has no {module.replace('.', '/')}.py; update it.")
