@@ -1,11 +1,10 @@
 """Parameters as arguments of a compiled pipeline: what has a field goes there, the rest into ``overrides``."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from latentflow.errors import ParamsError
 from latentflow.params import Section, load
@@ -105,8 +104,8 @@ def parse_field(name: str, text: str, kind: str) -> Any:
         return text
     names = {"NUMBER_INTEGER": "a whole number", "NUMBER_DOUBLE": "a number", "BOOLEAN": "true or false"}
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = json.loads(text)
+    except ValueError:
         value = None
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {

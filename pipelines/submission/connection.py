@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 ENDPOINT, UI_ENDPOINT = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"
 TOKEN_PATH = "KF_PIPELINES_SA_TOKEN_PATH"
+_OPEN = "be opened"
 _PAGE = "docs/submit.md says how to get a token for each kind of installation"
 
 
@@ -91,7 +92,7 @@ class Connection:
             )
         if self.token_file and not self.token_file.is_file():
             raise KubeflowError(f"--token-file {self.token_file}: there is no such file.")
-        with quiet(), api_errors(self.shown, "be opened"):
+        with quiet(), api_errors(self.shown, _OPEN):
             return _Client(
                 host=self.host or None,
                 existing_token=self.existing_token or None,
@@ -144,7 +145,7 @@ class Kubeflow:
 def connect(connection: Connection) -> Kubeflow:
     """Opens the connection and settles the namespace. Raises KubeflowError."""
     client = connection.client()
-    with api_errors(connection.shown, "say whether it is there"):
+    with quiet(), api_errors(connection.shown, _OPEN):
         several = bool(client.get_kfp_healthz().multi_user)
     if not several:
         return Kubeflow(client, connection, None)
@@ -180,10 +181,13 @@ def api_errors(host: str, what: str) -> Iterator[None]:
     except ApiException as error:
         raise _refusal(host, what, error) from None
     except urllib3.exceptions.HTTPError as error:
-        reason = getattr(error, "reason", None) or error
+        reason = str(getattr(error, "reason", None) or error).rsplit(": ", 1)[-1]
+        if "CERTIFICATE" in str(error):
+            raise KubeflowError(
+                f"{host} shows a certificate that nobody here vouches for: give --ssl-ca-cert."
+            ) from None
         raise UnavailableError(
-            f"{host} does not answer ({str(reason).rsplit(': ', 1)[-1]}): is the address right, and does the "
-            "port-forward still run?"
+            f"{host} does not answer ({reason}): is the address right, and does the port-forward still run?"
         ) from None
     except OSError as error:
         raise KubeflowError(f"{host} could not {what}: {error}.") from None
@@ -198,7 +202,7 @@ def _refusal(host: str, what: str, error: ApiException) -> KubeflowError:
             f"{host} does not let you {what} ({said}): use a token of an account with the rights, and the --namespace "
             f"that it has them in; {_PAGE}."
         )
-    if error.status == 404 and "be opened" in what:
+    if error.status == 404 and what == _OPEN:
         return KubeflowError(
             f"{host} is no address of the Kubeflow Pipelines API: for a full Kubeflow it ends in /pipeline, as in "
             "https://kubeflow.example.com/pipeline."

@@ -43,6 +43,7 @@ def _found(run_id: str) -> str:
     if not runs:
         return f"{uri} has no run of this pipeline run; a train step taken from a cache keeps the run of its first time"
     info = runs[0].info
-    if not uri.startswith("http"):
+    base = os.environ.get("MLFLOW_UI_URL") or uri
+    if not base.startswith("http"):
         return f"run {info.run_id} in {uri}"
-    return f"{uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+    return f"{base.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"

@@ -8,6 +8,7 @@ node's children by Argo's ids, its own id left out.
 
 import json
 import re
+import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class Frame:
 
     state: str
     nodes: list[dict[str, Any]] = field(default_factory=list)
+    error: str = ""
 
 
 class RefusedError(Exception):
@@ -108,6 +110,9 @@ class Backend:
     login_page: bool = False
     frames: list[Frame] = field(default_factory=lambda: [Frame("SUCCEEDED")])
     logs: dict[str, str] = field(default_factory=dict)
+    """By pod, as the API server gives them."""
+    ui_logs: dict[str, str] = field(default_factory=dict)
+    """By pod, as the UI's server gives them."""
     plugins: dict[str, Any] = field(default_factory=dict)
     faults: list[int] = field(default_factory=list)
     """Statuses of the next answers to a look at a run, before it is shown."""
@@ -149,6 +154,9 @@ class Backend:
             if found[1] in self.logs:
                 return self.logs[found[1]]
             raise RefusedError(500, f'error in opening log stream: pods "{found[1]}" not found')
+        if request.path == "/k8s/pod/logs":
+            # The UI's server has its start page for what it does not know.
+            return self.ui_logs.get(request.query["podname"], "<!doctype html><title>Kubeflow Pipelines</title>")
         raise RefusedError(404, "Not Found")
 
     def _healthz(self, _: Request) -> Any:
@@ -225,6 +233,7 @@ class Backend:
             "state": frame.state,
             "run_details": {"task_details": [*workflow_nodes(), *frame.nodes]},
             "plugins_output": self.plugins,
+            "error": {"code": 9, "message": frame.error} if frame.error else None,
         }
 
     def _list_recurring(self, request: Request) -> Any:
@@ -303,9 +312,11 @@ def _parsed(package: bytes) -> dict[str, Any]:
 class Server:
     """A Backend behind HTTP, on a free port of this machine."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, tls: ssl.SSLContext | None = None) -> None:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(backend))
-        backend.host = f"http://127.0.0.1:{self.http.server_port}"
+        backend.host = f"{'https' if tls else 'http'}://127.0.0.1:{self.http.server_port}"
+        if tls:
+            self.http.socket = tls.wrap_socket(self.http.socket, server_side=True)
         self._thread = threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> "Server":

@@ -4,7 +4,9 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -280,6 +282,32 @@ def test_nobody_there_and_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
         submit.submit(Request(pipeline="small"), Connection(), None, False, Console())
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_a_certificate_is_checked(tmp_path: Path) -> None:
+    made = [
+        "-nodes",
+        "-keyout",
+        "key.pem",
+        "-out",
+        "cert.pem",
+        "-subj",
+        "/CN=x",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+    ]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", *made], cwd=tmp_path, check=True, capture_output=True
+    )
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    backend = Backend()
+    with Server(backend, tls):
+        with pytest.raises(KubeflowError, match="give --ssl-ca-cert"):
+            run(backend, Request(pipeline="small"))
+        assert run(backend, Request(pipeline="small"), ssl_ca_cert=str(tmp_path / "cert.pem"))[0] == 0
+        assert run(backend, Request(pipeline="small"), verify_ssl=False)[0] == 0
+
+
 def test_the_environment_names_the_host(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", backend.host)
     monkeypatch.setenv("KF_PIPELINES_UI_ENDPOINT", "https://kubeflow.example.com/pipeline/")
@@ -431,18 +459,22 @@ def test_a_failed_task_is_named_with_its_last_attempts_log(backend: Backend) -> 
     assert f"The run ended failed. Kubeflow: {backend.host}/#/runs/details/run-1" in text
 
 
-@pytest.mark.parametrize("log", ["", "<!doctype html><title>Kubeflow Pipelines</title>"])
-def test_a_failed_task_without_a_log_is_named_with_the_page(backend: Backend, log: str) -> None:
+def test_a_failed_task_without_a_log_is_named_with_reason_and_page(backend: Backend) -> None:
     backend.frames = story("FAILED")
-    pod = node_id(f"{WORKFLOW}.root.train.executor")
-    if log:
-        backend.logs[pod] = log
+    backend.frames[-1].error = "the pod was evicted"
     code, text = run(backend, Request(pipeline="small"), QUICK)
     assert code == 1
     assert "train failed.\n" in text
     assert "<!doctype" not in text
-    backend.logs[pod] = "the only attempt"
-    assert "  the only attempt\n" in run(backend, Request(pipeline="small"), QUICK)[1]
+    assert f"The run ended failed (the pod was evicted). Kubeflow: {backend.host}" in text
+
+
+@pytest.mark.parametrize("by_user_interface", [True, False])
+def test_an_only_attempts_log_is_found(backend: Backend, by_user_interface: bool) -> None:
+    backend.frames = story("FAILED")
+    pod = node_id(f"{WORKFLOW}.root.train.executor")
+    (backend.ui_logs if by_user_interface else backend.logs)[pod] = "the only attempt"
+    assert "its log:\n  the only attempt\n" in run(backend, Request(pipeline="small"), QUICK)[1]
 
 
 def test_a_task_that_never_ran_is_not_said_to_wait(backend: Backend) -> None:
@@ -553,6 +585,10 @@ def test_mlflow_is_found_by_its_tag(backend: Backend, tmp_path: Path, monkeypatc
     made = client.create_run(experiment, tags={"latentflow.kfp_run_id": "run-1"}).info.run_id
     client.create_run(experiment, tags={"latentflow.kfp_run_id": "run-1", "mlflow.parentRunId": made})
     assert f"MLflow: run {made} in {uri}" in run(backend, Request(pipeline="small"), QUICK)[1]
+    monkeypatch.setenv("MLFLOW_UI_URL", "https://mlflow.example/")
+    backend.runs.clear()
+    page = f"MLflow: https://mlflow.example/#/experiments/{experiment}/runs/{made}"
+    assert page in run(backend, Request(pipeline="small"), QUICK)[1]
     assert "has no run of this pipeline run" in run(backend, Request(pipeline="small"), QUICK)[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     code, text = run(backend, Request(pipeline="small"), QUICK)
