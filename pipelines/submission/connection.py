@@ -76,7 +76,12 @@ class Connection:
     @property
     def renews_itself(self) -> bool:
         """Whether the token is read again from a file for every request."""
-        return not self.existing_token and self._credentials() is not None
+        return not self._fixed_token and self._credentials() is not None
+
+    @property
+    def _fixed_token(self) -> str:
+        """The token in the environment or on the command line; a file that was named comes before it."""
+        return "" if self.token_file else self.existing_token
 
     def _credentials(self) -> Any:
         mounted = Path(os.environ.get(TOKEN_PATH) or KF_PIPELINES_SA_TOKEN_PATH)
@@ -95,7 +100,7 @@ class Connection:
         with quiet(), api_errors(self.shown, _OPEN):
             return _Client(
                 host=self.host or None,
-                existing_token=self.existing_token or None,
+                existing_token=self._fixed_token or None,
                 cookies=self.cookies or None,
                 credentials=self._credentials(),
                 ui_host=self.ui_host or None,
@@ -134,6 +139,7 @@ class Kubeflow:
 
     @property
     def shown(self) -> str:
+        """The address as it may be printed."""
         return self.connection.shown
 
     def ask(self, what: str, call: Callable[[], T]) -> T:

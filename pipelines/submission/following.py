@@ -40,10 +40,12 @@ class Outcome:
 
     @property
     def succeeded(self) -> bool:
+        """Whether it did what it was to do."""
         return self.run.state in ("SUCCEEDED", "SKIPPED")
 
     @property
     def failed(self) -> list[Task]:
+        """The tasks that failed."""
         return [task for task in self.tasks if task.state == FAILED]
 
 
@@ -56,7 +58,7 @@ class Screen:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._live = Live(console=console, refresh_per_second=2, transient=False) if console.is_terminal else None
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._told: dict[str, str] = {}
 
     def __enter__(self) -> "Screen":
@@ -72,7 +74,7 @@ class Screen:
         """Shows every task's state."""
         now = datetime.now(UTC)
         if self._live:
-            self._live.update(_table(state, tasks, now))
+            self._live.update(_table(state, tasks, now), refresh=True)
             return
         for task in tasks:
             told = f"{task.state}{_parts(task)}{_retries(task)}"

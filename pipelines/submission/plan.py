@@ -61,14 +61,12 @@ class Plan:
     @property
     def warnings(self) -> list[str]:
         """What the user should know before it runs."""
-        found = [f"{name}: {image.warning}" for name, image in self.images.items() if image.problem]
-        if self.package.dirty:
-            found.insert(
-                0,
-                f"{PROJECT} has changes that are not committed: the version is named {self.package.version}; commit "
-                "them to be able to make this run again.",
-            )
-        return found
+        changed = (
+            f"{PROJECT} has changes that are not committed: the version is named {self.package.version}; commit "
+            "them to be able to make this run again."
+        )
+        images = [f"{name}: {image.warning}" for name, image in self.images.items() if image.problem]
+        return [*((changed,) if self.package.dirty else ()), *images]
 
 
 def prepare(request: Request) -> Plan:

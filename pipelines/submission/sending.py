@@ -16,30 +16,27 @@ from pipelines.submission.packages import Package
 from pipelines.submission.plan import Plan
 from pipelines.submission.schedule import Schedule
 
+# The API's number of this comparison.
 _EQUALS = 1
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What was created: a ``run`` or a ``recurring run``, its id, and whether its version was there already."""
+    """What was created: a ``run`` or a ``recurring run``, and its id."""
 
     kind: str
     identity: str
-    version: str
-    reused: bool
 
 
 def send(plan: Plan, kubeflow: Kubeflow, say: Callable[[str], None]) -> Sent:
     """Uploads the version if it is not there and creates the run. Raises KubeflowError."""
     pipeline = _pipeline(plan.package, kubeflow)
     version, reused = _version(plan.package, pipeline, kubeflow)
-    name = str(version.display_name)
-    say(f"pipeline {plan.package.name}, version {name} ({'as uploaded before' if reused else 'uploaded'})")
+    how = "as uploaded before" if reused else "uploaded"
+    say(f"pipeline {plan.package.name}, version {version.display_name} ({how})")
     experiment = _experiment(plan.experiment, kubeflow)
     if plan.schedule:
-        return Sent(
-            "recurring run", _recurring_run(plan, plan.schedule, kubeflow, experiment, version, say), name, reused
-        )
+        return Sent("recurring run", _recurring_run(plan, plan.schedule, kubeflow, experiment, version, say))
     run = kubeflow.ask(
         "create the run",
         lambda: kubeflow.client.run_pipeline(
@@ -51,7 +48,7 @@ def send(plan: Plan, kubeflow: Kubeflow, say: Callable[[str], None]) -> Sent:
             service_account=plan.service_account or None,
         ),
     )
-    return Sent("run", run.run_id, name, reused)
+    return Sent("run", run.run_id)
 
 
 def _filter(name: str) -> str:
@@ -78,30 +75,28 @@ def _pipeline(package: Package, kubeflow: Kubeflow) -> str:
 
 def _version(package: Package, pipeline: str, kubeflow: Kubeflow) -> tuple[Any, bool]:
     """The version with this very package, uploaded if it is not there, and whether it was."""
-    api = kubeflow.client
-    taken = False
     for name in (package.version, f"{package.version}-{package.digest[:8]}"):
-        listed = kubeflow.ask("list versions", partial(api.list_pipeline_versions, pipeline, filter=_filter(name)))
-        for version in listed.pipeline_versions or []:
+        listed = kubeflow.ask(
+            "list versions", partial(kubeflow.client.list_pipeline_versions, pipeline, filter=_filter(name))
+        )
+        if not listed.pipeline_versions:
+            return _upload(package, name, pipeline, kubeflow), False
+        for version in listed.pipeline_versions:
             if package.same_package(version.description):
                 return version, True
-        taken = bool(listed.pipeline_versions)
-        if not taken:
-            break
-    if taken:
-        raise LatentflowError(
-            f"Versions {package.version} of {package.name} hold other packages: delete them in the UI."
-        )
+    raise LatentflowError(f"Versions {package.version} of {package.name} hold other packages: delete them in the UI.")
+
+
+def _upload(package: Package, name: str, pipeline: str, kubeflow: Kubeflow) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{package.name}.yaml"
         path.write_text(package.text, encoding="utf-8")
-        uploaded = kubeflow.ask(
+        return kubeflow.ask(
             "take the package",
-            lambda: api.upload_pipeline_version(
+            lambda: kubeflow.client.upload_pipeline_version(
                 str(path), pipeline_version_name=name, pipeline_id=pipeline, description=package.description
             ),
         )
-    return uploaded, False
 
 
 def _experiment(name: str, kubeflow: Kubeflow) -> str:

@@ -124,6 +124,9 @@ def test_a_version_is_uploaded_once_and_another_package_of_the_commit_beside_it(
         f"{COMMIT[:12]}-{packages.build('small').digest[:8]}",
     ]
     assert backend.runs[-1]["pipeline_version_reference"]["pipeline_version_id"] == "version-2"
+    backend.versions[1]["description"] = "by hand"
+    with pytest.raises(LatentflowError, match="hold other packages"):
+        run(backend, small)
 
 
 def test_changes_are_warned_of_and_named_in_the_version(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,6 +255,8 @@ def test_a_token_file_and_a_mounted_token_are_used(
     path = tmp_path / "token"
     path.write_text(f"{TOKEN}\n")
     assert run(backend, Request(pipeline="small"), token_file=path)[0] == 0
+    # A file that is named comes before a token that lies about in the environment.
+    assert run(backend, Request(pipeline="small"), token_file=path, existing_token="old")[0] == 0
     monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(path))
     assert run(backend, Request(pipeline="small"))[0] == 0
     with pytest.raises(KubeflowError, match="no such file"):
