@@ -238,7 +238,8 @@ def pull(
 @app.command()
 def submit(
     params: Annotated[
-        Path | None, typer.Option("--params", help="A whole params.yaml; left out, the checkout's own.")
+        Path | None,
+        typer.Option("--params", help="A whole params.yaml; else the checkout's (fine_tune: its own)."),
     ] = None,
     overrides: Overrides = None,
     fields: Annotated[

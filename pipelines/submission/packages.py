@@ -18,9 +18,22 @@ from latentflow.errors import LatentflowError, ParamsError
 from latentflow.registry.lineage import git_state
 from pipelines.configuration import PROJECT
 
-# Where each choice of --pipeline is defined.
-PIPELINES = {"training": "pipelines.training:training", "fine_tune": "pipelines.fine_tune:fine_tune"}
 SHORT = 12
+
+
+@dataclass(frozen=True)
+class Definition:
+    """Where a pipeline is defined, as module:name, and whether its defaults are its own or those of params.yaml."""
+
+    place: str
+    own_defaults: bool = False
+
+
+# The choices of --pipeline.
+PIPELINES = {
+    "training": Definition("pipelines.training:training"),
+    "fine_tune": Definition("pipelines.fine_tune:fine_tune", own_defaults=True),
+}
 
 
 @dataclass(frozen=True)
@@ -81,11 +94,16 @@ def build(pipeline: str = "training", cluster: Path | None = None, cache: bool =
     )
 
 
-def compiled(pipeline: str, cluster: Path | None) -> str:
-    """The package of a pipeline as text, with the cluster's options if a file names them."""
+def definition(pipeline: str) -> Definition:
+    """The pipeline of a choice of --pipeline. Raises ParamsError."""
     if pipeline not in PIPELINES:
         raise ParamsError(f"--pipeline {pipeline}: choose one of {', '.join(PIPELINES)}.")
-    module, _, name = PIPELINES[pipeline].partition(":")
+    return PIPELINES[pipeline]
+
+
+def compiled(pipeline: str, cluster: Path | None) -> str:
+    """The package of a pipeline as text, with the cluster's options if a file names them."""
+    module, _, name = definition(pipeline).place.partition(":")
     if importlib.util.find_spec(module) is None:
         raise LatentflowError(f"--pipeline {pipeline}: this checkout has no {module.replace('.', '/')}.py; update it.")
     if cluster is not None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from latentflow.errors import ParamsError
-from pipelines.configuration import PROJECT
+from pipelines.configuration import PARAMS, PROJECT
 from pipelines.submission.arguments import OVERRIDES, Input, arguments, inputs_of
 from pipelines.submission.connection import Connection
 from pipelines.submission.images import Image, pinned
-from pipelines.submission.packages import Package, build
+from pipelines.submission.packages import Package, build, definition
 from pipelines.submission.schedule import Schedule
 
 EXPERIMENT = "latentflow"
@@ -73,7 +73,8 @@ def prepare(request: Request) -> Plan:
     """Compiles, validates all parameters and asks registries for digests; sends nothing. Raises LatentflowError."""
     package = build(request.pipeline, request.cluster, request.cache)
     inputs = inputs_of(package.spec)
-    chosen = arguments(inputs, request.params, request.settings, request.fields)
+    params = request.params or (None if definition(request.pipeline).own_defaults else PARAMS)
+    chosen = arguments(inputs, params, request.settings, request.fields)
     images = _images(inputs, request.images, chosen)
     chosen |= {name: image.name for name, image in images.items() if image.name != inputs[name].default}
     return Plan(

@@ -9,6 +9,7 @@ node's children by Argo's ids, its own id left out.
 import json
 import re
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -309,11 +310,19 @@ def _parsed(package: bytes) -> dict[str, Any]:
     return {"pipeline_spec": told, "platform_spec": json_format.MessageToDict(both[0])} if both else told
 
 
+class _Quiet(ThreadingHTTPServer):
+    """A client that hangs up, or trusts no certificate, is no fault of the server's."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
 class Server:
     """A Backend behind HTTP, on a free port of this machine."""
 
     def __init__(self, backend: Backend, tls: ssl.SSLContext | None = None) -> None:
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(backend))
+        self.http = _Quiet(("127.0.0.1", 0), _handler(backend))
         backend.host = f"{'https' if tls else 'http'}://127.0.0.1:{self.http.server_port}"
         if tls:
             self.http.socket = tls.wrap_socket(self.http.socket, server_side=True)

@@ -53,7 +53,7 @@ def test_the_state_of_a_repository(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_that_this_checkout_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(packages.PIPELINES, "gone", "pipelines.gone:gone")
+    monkeypatch.setitem(packages.PIPELINES, "gone", packages.Definition("pipelines.gone:gone"))
     with pytest.raises(LatentflowError, match=r"this checkout has no pipelines/gone\.py"):
         packages.build("gone")
 

@@ -21,10 +21,11 @@ from rich.console import Console
 
 from latentflow.errors import LatentflowError, ParamsError
 from pipelines import compile as compiling
-from pipelines import submit
+from pipelines import configuration, submit
 from pipelines.configuration import PROJECT
+from pipelines.submission import arguments as sending_arguments
 from pipelines.submission import connection as connecting
-from pipelines.submission import packages
+from pipelines.submission import packages, plan
 from pipelines.submission.connection import Connection, CredentialsError, KubeflowError, UnavailableError
 from pipelines.submission.following import TimedOutError, Watch
 from pipelines.submission.plan import Images, Request
@@ -44,7 +45,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(connecting.kfp.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
     monkeypatch.setattr(packages, "git_state", lambda _: {"git_commit": COMMIT, "git_dirty": "false"})
-    monkeypatch.setitem(packages.PIPELINES, "small", "small_pipeline:small")
+    monkeypatch.setitem(packages.PIPELINES, "small", packages.Definition("small_pipeline:small"))
 
 
 @pytest.fixture
@@ -206,6 +207,20 @@ def test_a_params_file_is_sent_as_far_as_it_differs(backend: Backend, tmp_path: 
         "encode_flip": True,
         "overrides": {"train.ideas": {"contrastive": 0.05}, "evaluate.gallery_prompts": ["pizza"]},
     }
+
+
+@pytest.mark.parametrize("own_defaults", [False, True])
+def test_an_edited_params_file_counts_unless_the_pipeline_has_its_own_defaults(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_defaults: bool
+) -> None:
+    edited = tmp_path / "params.yaml"
+    edited.write_text((PROJECT / "params.yaml").read_text().replace("steps: 1300", "steps: 500"))
+    for module in (configuration, sending_arguments, plan):
+        monkeypatch.setattr(module, "PARAMS", edited)
+    monkeypatch.setitem(packages.PIPELINES, "small", packages.Definition("small_pipeline:small", own_defaults))
+    run(backend, Request(pipeline="small", settings=["train.learning_rate=0.1"]))
+    expected = {"train_learning_rate": 0.1} | ({} if own_defaults else {"train_steps": 500})
+    assert backend.runs[0]["runtime_config"]["parameters"] == expected
 
 
 def test_images_places_and_numbers_become_arguments(backend: Backend) -> None:
