@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,7 @@ Model = Annotated[Path, typer.Option(help="Folder that train wrote.")]
 Evaluation = Annotated[Path, typer.Option(help="Folder that evaluate wrote.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; replaced when the step succeeds.")]
 
+_IMAGES, _RECUR, _FOLLOW, _CONNECT = "Images", "Recurring runs", "Following", "Connection"
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 PARAMS = Path("params.yaml")
 RECORDS, AUTOENCODER, ENCODED = Path("data/records"), Path("data/autoencoder"), Path("data/encoded")
@@ -277,6 +279,132 @@ def pull(
 
     folder = pulling.pull(model, out)
     typer.echo(f"{model} is in {folder}: DiffusionPipeline.from_pretrained({str(folder)!r}) loads it.")
+
+
+@app.command()
+def submit(
+    params: Annotated[
+        Path | None,
+        typer.Option("--params", help="A whole params.yaml; else the checkout's (fine_tune: its own)."),
+    ] = None,
+    overrides: Overrides = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option("--field", metavar="NAME=VALUE", help="An input that is no parameter (force_rerun); repeatable."),
+    ] = None,
+    pipeline: Annotated[str, typer.Option(help="training, the whole pipeline, or fine_tune.")] = "training",
+    cluster: Annotated[Path | None, typer.Option(help="YAML of the cluster's options to compile with.")] = None,
+    image_registry: Annotated[
+        str, typer.Option(help="Where both images are, as registry.example/team.", rich_help_panel=_IMAGES)
+    ] = "",
+    image_cpu: Annotated[str, typer.Option(help="The image of the CPU steps.", rich_help_panel=_IMAGES)] = "",
+    image_gpu: Annotated[str, typer.Option(help="The image of the GPU steps.", rich_help_panel=_IMAGES)] = "",
+    experiment: Annotated[str, typer.Option(help="Kubeflow experiment; made if it is not there.")] = "",
+    run_name: Annotated[str, typer.Option(help="Name of the run; left out, pipeline, version and time.")] = "",
+    service_account: Annotated[str, typer.Option(help="Kubernetes service account of the run's pods.")] = "",
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Do not take any task's result from the cache.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent and send nothing.")] = False,
+    cron: Annotated[
+        str, typer.Option(help="A recurring run by six fields, seconds first: '0 0 3 * * *'.", rich_help_panel=_RECUR)
+    ] = "",
+    interval: Annotated[
+        str, typer.Option(help="A recurring run every so often: 12h, 1d.", rich_help_panel=_RECUR)
+    ] = "",
+    max_concurrency: Annotated[
+        int, typer.Option(min=1, max=10, help="Runs of it at the same time.", rich_help_panel=_RECUR)
+    ] = 1,
+    enabled: Annotated[
+        bool, typer.Option("--enabled/--disabled", help="Whether it starts runs yet.", rich_help_panel=_RECUR)
+    ] = True,
+    catch_up: Annotated[
+        bool, typer.Option("--catch-up", help="Make up for starts that were missed.", rich_help_panel=_RECUR)
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="Wait for the run's end.", rich_help_panel=_FOLLOW)
+    ] = True,
+    attach: Annotated[
+        str, typer.Option(metavar="RUN_ID", help="Send nothing; follow this run.", rich_help_panel=_FOLLOW)
+    ] = "",
+    timeout: Annotated[str, typer.Option(help="Stop following after so long: 90m, 2h.", rich_help_panel=_FOLLOW)] = "",
+    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.", rich_help_panel=_FOLLOW)] = 5.0,
+    host: Annotated[
+        str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Address of Kubeflow.", rich_help_panel=_CONNECT)
+    ] = "",
+    namespace: Annotated[
+        str, typer.Option(help="Your namespace, where several share one.", rich_help_panel=_CONNECT)
+    ] = "",
+    existing_token: Annotated[
+        str,
+        typer.Option(envvar="KF_PIPELINES_TOKEN", help="A token; better in the variable.", rich_help_panel=_CONNECT),
+    ] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the token, read anew for every request.", rich_help_panel=_CONNECT),
+    ] = None,
+    cookies: Annotated[
+        str, typer.Option(envvar="KF_PIPELINES_COOKIES", help="Cookies of a login.", rich_help_panel=_CONNECT)
+    ] = "",
+    ui_host: Annotated[
+        str,
+        typer.Option(
+            envvar="KF_PIPELINES_UI_ENDPOINT", help="Address for links, if another.", rich_help_panel=_CONNECT
+        ),
+    ] = "",
+    kube_context: Annotated[
+        str, typer.Option(help="Context of kubectl, without --host.", rich_help_panel=_CONNECT)
+    ] = "",
+    proxy: Annotated[str, typer.Option(help="HTTP proxy.", rich_help_panel=_CONNECT)] = "",
+    ssl_ca_cert: Annotated[str, typer.Option(help="File of certificates to trust.", rich_help_panel=_CONNECT)] = "",
+    verify_ssl: Annotated[
+        bool, typer.Option("--verify-ssl/--no-verify-ssl", help="Check certificates.", rich_help_panel=_CONNECT)
+    ] = True,
+) -> None:
+    """Run the Kubeflow pipeline of this checkout: compile, upload, start, follow. The page is docs/submit.md."""
+    _need_checkout()
+    from rich.console import Console
+
+    from pipelines import submit as submission
+    from pipelines.submission.connection import Connection
+    from pipelines.submission.following import Watch
+    from pipelines.submission.plan import Images, Request
+    from pipelines.submission.schedule import Schedule, seconds
+
+    connection = Connection(
+        host, namespace, existing_token, token_file, cookies, ui_host, kube_context, proxy, ssl_ca_cert, verify_ssl
+    )
+    watch = Watch(poll, seconds(timeout, "--timeout") if timeout else None)
+    if attach:
+        raise typer.Exit(submission.attach(attach, connection, watch, Console()))
+    every = seconds(interval, "--interval") if interval else 0
+    schedule = Schedule(cron, every, max_concurrency, enabled, catch_up) if cron or interval else None
+    request = Request(
+        pipeline=pipeline,
+        params=params,
+        settings=overrides or (),
+        fields=fields or (),
+        cluster=cluster,
+        images=Images(image_registry, image_cpu, image_gpu),
+        cache=not no_cache,
+        experiment=experiment,
+        run_name=run_name,
+        service_account=service_account,
+        schedule=schedule,
+    )
+    code = submission.submit(request, connection, watch if follow else None, dry_run, Console())
+    raise typer.Exit(code)
+
+
+def _need_checkout() -> None:
+    """Makes the checkout's pipelines importable: of the folder that this package is in, else of the current one."""
+    homes = [folder for folder in (Path(__file__).parents[1], Path.cwd()) if (folder / "pipelines/submit.py").is_file()]
+    if not homes:
+        raise LatentflowError(
+            "submit compiles the pipeline from latentflow's sources: clone the project and run it in that folder."
+        )
+    if str(homes[0]) not in sys.path:
+        sys.path.insert(0, str(homes[0]))
+    if find_spec("kfp") is None or find_spec("kfp.kubernetes") is None:
+        raise LatentflowError("submit needs Kubeflow's SDK: run `pip install -c constraints.txt -e '.[kubeflow]'`.")
 
 
 @app.command()

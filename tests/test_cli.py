@@ -13,7 +13,9 @@ from latentflow.manifest import RegistrationManifest
 RUNNER = CliRunner()
 
 
-@pytest.mark.parametrize("command", [*parameters.STEP_INPUTS, "average", "generate", "pull", "summary", "params"])
+@pytest.mark.parametrize(
+    "command", [*parameters.STEP_INPUTS, "average", "generate", "pull", "submit", "summary", "params"]
+)
 def test_every_command_explains_itself(command: str) -> None:
     shown = RUNNER.invoke(app, [command, "--help"])
     assert shown.exit_code == 0

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,16 +23,22 @@ def lineage_from_environment() -> dict[str, str]:
 
     Only what is known is in it. Without a repository the commit is LATENTFLOW_GIT_SHA (an image's build argument).
     """
-    lineage = {"latentflow_version": __version__}
-    if commit := _git("rev-parse", "HEAD"):
-        lineage["git_commit"] = commit
-        # `dvc repro` itself rewrites dvc.lock while it runs.
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top,glob)**/dvc.lock")
-        lineage["git_dirty"] = "true" if changed else "false"
-    elif (commit := os.environ.get("LATENTFLOW_GIT_SHA", "unknown")) != "unknown":
+    lineage = {"latentflow_version": __version__, **git_state(Path())}
+    if "git_commit" not in lineage and (commit := os.environ.get("LATENTFLOW_GIT_SHA", "unknown")) != "unknown":
         lineage["git_commit"] = commit
     lineage.update({name: os.environ[key] for key, name in _ENVIRONMENT.items() if os.environ.get(key)})
     return lineage
+
+
+def git_state(folder: Path) -> dict[str, str]:
+    """git_commit and git_dirty ("true" or "false") of the repository that a folder is in; empty where there is none."""
+    if not (commit := _git(folder, "rev-parse", "HEAD")):
+        return {}
+    # `dvc repro` itself rewrites dvc.lock while it runs.
+    changed = _git(
+        folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top,glob)**/dvc.lock"
+    )
+    return {"git_commit": commit, "git_dirty": "true" if changed else "false"}
 
 
 def flat_params(sections: BaseModel) -> dict[str, str]:
@@ -70,9 +77,9 @@ def tags(lineage: Mapping[str, str]) -> dict[str, str]:
     return {f"latentflow.{key}": value for key, value in split_params(lineage)[0].items()}
 
 
-def _git(*arguments: str) -> str:
+def _git(folder: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,1 @@
+"""What `latentflow submit` is made of: arguments, package and version, images, the connection, following a run."""
