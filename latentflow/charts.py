@@ -61,8 +61,10 @@ class _Frame:
         highest = max(y + h for line in lines for (_, y), h in _with_widths(line))
         lowest = min(0.0, *(y - h for line in lines for (_, y), h in _with_widths(line)))
         tick = nice_step(max(highest - lowest, 1e-9) / 4)
-        low, high = min(xs), max(xs)
-        return cls(low, high if high > low else low + 1, tick * (lowest // tick), tick * -(-highest // tick), tick)
+        low, high, bottom = min(xs), max(xs), tick * (lowest // tick)
+        # One point, or values that are all 0, still need axes.
+        top = max(tick * -(-highest // tick), bottom + tick)
+        return cls(low, high if high > low else low + 1, bottom, top, tick)
 
     def x(self, value: float) -> float:
         return _LEFT + (value - self.low) / (self.high - self.low) * (WIDTH - _LEFT - _RIGHT)

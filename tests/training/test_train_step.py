@@ -94,6 +94,9 @@ def test_the_same_parameters_give_the_same_model_however_they_are_computed(
     sources: train.Sources, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = train.run(settings(), sources, tmp_path / "first")
+    report = (tmp_path / "first" / "report.html").read_text()
+    assert all(f"<h3>{title}</h3>" in report for title in ("Training loss", "Held-out loss", "Held-out loss by σ"))
+    assert 'alt="samples at step 8" src="data:image/jpeg;base64,' in report
     with caplog.at_level(logging.INFO):
         second = train.run(settings(keep_last=5, checkpoint_minutes=1), sources, tmp_path / "second")
     assert first == second
