@@ -122,14 +122,15 @@ def _containers(root: Path, images: Mapping[str, str], folders: list[Path]) -> "
     """The pipeline with a container per task, and an MLflow server unless the environment names one."""
     from kfp import local
 
-    from pipelines.containers import container_runner, pipeline_in
+    from pipelines.containers import container_runner, engine_with, pipeline_in
     from pipelines.mlflow_server import mlflow_server
 
     with ExitStack() as stack:
+        client = stack.enter_context(engine_with(images.values()))
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         if not uri.startswith(("http://", "https://")):
             uri = stack.enter_context(mlflow_server(root / "mlruns"))
-        runner = stack.enter_context(container_runner(root, images.values(), folders, uri))
+        runner = stack.enter_context(container_runner(client, root, folders, uri))
         local.init(runner=runner, pipeline_root=str(root / "outputs"), raise_on_error=True)
         yield pipeline_in(images)
 
