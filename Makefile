@@ -14,7 +14,8 @@ PYTHON_IMAGE ?= python:3.11-slim
 TORCH_INDEX ?=
 BUILD_ARGS ?=
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' latentflow/__init__.py)
-GIT_SHA = $(shell git rev-parse HEAD)$(shell git diff --quiet HEAD -- latentflow pyproject.toml constraints.txt containers || echo -dirty)
+SOURCES = latentflow pyproject.toml constraints.txt containers
+GIT_SHA = $(or $(shell git rev-parse HEAD 2>/dev/null),unknown)$(if $(shell git status --porcelain -- $(SOURCES)),-dirty)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-all lint types check kubeflow-compile kubeflow-local images kubeflow-docker test-docker mlflow-ui clean
