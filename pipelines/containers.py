@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import yaml
 from docker import DockerClient, from_env
-from docker.errors import DockerException, ImageNotFound, NotFound
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import Mount
 from kfp import components, local
 from kfp.local import docker_task_handler
@@ -30,11 +30,14 @@ _INPUT = re.compile(r"\{\{\$\.inputs\.parameters\['pipelinechannel--(\w+)'\]\}\}
 
 
 def pipeline_in(images: Mapping[str, str]) -> Any:
-    """The compiled package as a callable pipeline, the names of its images filled in.
+    """The compiled package as a callable pipeline, with ``images`` as the inputs of these names and in the tasks.
 
     kfp's local runner does not resolve an image that is an input of the pipeline. Retries wait for nothing here.
     """
     spec, *platform = yaml.safe_load_all(package())
+    inputs = spec["root"]["inputDefinitions"]["parameters"]
+    for name in inputs.keys() & images.keys():
+        inputs[name]["defaultValue"] = images[name]
     for executor in spec["deploymentSpec"]["executors"].values():
         executor["container"]["image"] = _INPUT.sub(
             lambda found: _image(found[1], images), executor["container"]["image"]
@@ -111,7 +114,10 @@ def run_container(
     Stands in for kfp's function of the same signature, whose containers remove themselves: one that is gone before its
     exit code is asked for counts as a success there (1 of 12 that failed, kfp 2.17.0 with Docker 20.10).
     """
-    container = client.containers.run(image=image, command=command, volumes=volumes, detach=True, **given)
+    try:
+        container = client.containers.run(image=image, command=command, volumes=volumes, detach=True, **given)
+    except APIError as error:
+        raise LatentflowError(f"The Docker engine starts no container of {image}: {error.explanation}.") from None
     try:
         # A chunk of the log may end inside a character.
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode

@@ -84,7 +84,7 @@ def run(
     outputs.mkdir(parents=True, exist_ok=True)
     before = set(outputs.iterdir())
     values = {name: _absolute(value) if name in FOLDERS else value for name, value in overrides.items()}
-    folders = [Path(value) for name, value in values.items() if name in FOLDERS and Path(value).is_absolute()]
+    folders = [Path(values[name]) for name in FOLDERS if Path(values.get(name, "")).is_absolute()]
     with _processes(root) if images is None else _containers(root, images, folders) as training:
         training(overrides=values, force_rerun=force_rerun, encode_parts=encode_parts)
     folder = next(new for new in sorted(set(outputs.iterdir()) - before) if new.name.startswith(NAME))
@@ -130,7 +130,7 @@ def _containers(root: Path, images: Mapping[str, str], folders: list[Path]) -> "
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         if not uri.startswith(("http://", "https://")):
             uri = stack.enter_context(mlflow_server(root / "mlruns"))
-        runner = stack.enter_context(container_runner(client, root, folders, uri))
+        runner = stack.enter_context(container_runner(client, root, filter(Path.exists, folders), uri))
         local.init(runner=runner, pipeline_root=str(root / "outputs"), raise_on_error=True)
         yield pipeline_in(images)
 

@@ -48,6 +48,10 @@ def test_images_are_filled_in_and_retries_wait_for_nothing(tmp_path: Path, monke
     spec = containers.pipeline_in(IMAGES).pipeline_spec
     images = [executor["container"]["image"] for executor in spec.deployment_spec["executors"].values()]
     assert sorted(images) == ["plain:1", "registry/cpu@sha256:aa", "registry/gpu:1"]
+    defaults = {
+        name: field.default_value.string_value for name, field in spec.root.input_definitions.parameters.items()
+    }
+    assert {name: defaults[name] for name in (*IMAGES, "other")} == IMAGES | {"other": "o"}
     policies = [task.retry_policy for task in spec.root.dag.tasks.values() if task.HasField("retry_policy")]
     assert [(policy.max_retry_count, policy.backoff_duration.seconds) for policy in policies] == [(2, 0)]
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from latentflow import __version__
+from latentflow.errors import LatentflowError
 from pipelines import local
 from pipelines.clone import Clone
 from pipelines.configuration import PARAMS, PROJECT
@@ -158,6 +159,11 @@ def test_a_containers_exit_code_is_told(engine: Any, images: dict[str, str], cod
     for _ in range(5):
         command = ["sh", "-c", f"exit {code}"]
         assert containers.run_container(engine, images["cpu"], command, {}, network_mode="none") == code
+
+
+def test_a_container_that_cannot_start_is_one_sentence(engine: Any, images: dict[str, str]) -> None:
+    with pytest.raises(LatentflowError, match=r"starts no container of latentflow-cpu:.*nonsense"):
+        containers.run_container(engine, images["cpu"], ["nonsense"], {}, network_mode="none")
 
 
 def run_in_containers(root: Path, *more: str) -> str:
