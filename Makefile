@@ -14,10 +14,11 @@ PYTHON_IMAGE ?= python:3.11-slim
 TORCH_INDEX ?=
 BUILD_ARGS ?=
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' latentflow/__init__.py)
-GIT_SHA = $(shell git rev-parse HEAD)$(shell git diff --quiet HEAD -- latentflow pyproject.toml constraints.txt containers || echo -dirty)
+SOURCES = latentflow pyproject.toml constraints.txt containers
+GIT_SHA = $(or $(shell git rev-parse HEAD 2>/dev/null),unknown)$(if $(shell git status --porcelain -- $(SOURCES)),-dirty)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all lint types check kubeflow-compile kubeflow-local images kubeflow-docker mlflow-ui clean
+.PHONY: help setup demo test test-slow test-all lint types check kubeflow-compile kubeflow-local images kubeflow-docker test-docker mlflow-ui clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -76,6 +77,9 @@ images: ## build the two container images (DOCKER, PYTHON_IMAGE, TORCH_INDEX, BU
 
 kubeflow-docker: setup images ## run the pipeline in containers of these images, tiny, and compare with dvc repro
 	python -m pipelines.local --docker --encode-parts 3 --compare-dvc
+
+test-docker: setup images ## test the images, and a training whose container is killed
+	pytest -m slow -rs tests/pipelines/test_docker.py
 
 mlflow-ui: setup ## open MLflow's pages on http://127.0.0.1:5000
 	mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db

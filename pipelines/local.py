@@ -84,7 +84,7 @@ def run(
     outputs.mkdir(parents=True, exist_ok=True)
     before = set(outputs.iterdir())
     values = {name: _absolute(value) if name in FOLDERS else value for name, value in overrides.items()}
-    folders = [Path(value) for name, value in values.items() if name in FOLDERS and Path(value).is_absolute()]
+    folders = [Path(values[name]) for name in FOLDERS if Path(values.get(name, "")).is_absolute()]
     with _processes(root) if images is None else _containers(root, images, folders) as training:
         training(overrides=values, force_rerun=force_rerun, encode_parts=encode_parts, train_gpus=0)
     folder = next(new for new in sorted(set(outputs.iterdir()) - before) if new.name.startswith(NAME))
@@ -122,15 +122,16 @@ def _containers(root: Path, images: Mapping[str, str], folders: list[Path]) -> "
     """The pipeline with a container per task, and an MLflow server unless the environment names one."""
     from kfp import local
 
-    from pipelines.containers import container_runner
+    from pipelines.containers import container_runner, engine_with
     from pipelines.local_package import local_pipeline
     from pipelines.mlflow_server import mlflow_server
 
     with ExitStack() as stack:
+        client = stack.enter_context(engine_with(images.values()))
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         if not uri.startswith(("http://", "https://")):
             uri = stack.enter_context(mlflow_server(root / "mlruns"))
-        runner = stack.enter_context(container_runner(root, images.values(), folders, uri))
+        runner = stack.enter_context(container_runner(client, root, filter(Path.exists, folders), uri))
         local.init(runner=runner, pipeline_root=str(root / "outputs"), raise_on_error=True)
         yield local_pipeline("training", images)
 

@@ -14,7 +14,7 @@ _INPUT = re.compile(r"\{\{\$\.inputs\.parameters\['pipelinechannel--(\w+)'\]\}\}
 
 
 def local_pipeline(name: str, images: Mapping[str, str] | None = None) -> Any:
-    """The package of a pipeline as a function of its inputs; ``images`` are those of containers, by input.
+    """The package of a pipeline as a function of its inputs; ``images`` are its containers' and inputs', by name.
 
     kfp's local runners resolve neither an image that is an input nor an output that one of two branches makes. Here is
     no cluster whose nodes could train together, so it is always the branch of ``train``. Retries wait for nothing.
@@ -27,6 +27,9 @@ def local_pipeline(name: str, images: Mapping[str, str] | None = None) -> Any:
         for task in dag.get("tasks", {}).values():
             task.get("retryPolicy", {}).pop("backoffDuration", None)
     if images is not None:
+        inputs = spec["root"]["inputDefinitions"]["parameters"]
+        for input_name, image in images.items():
+            inputs[input_name]["defaultValue"] = image
         for executor in spec["deploymentSpec"]["executors"].values():
             container = executor["container"]
             container["image"] = _INPUT.sub(lambda found: _image(found[1], images), container["image"])

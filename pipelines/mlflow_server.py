@@ -12,7 +12,7 @@ from pathlib import Path
 
 from latentflow.errors import LatentflowError
 
-PATIENCE = 120  # seconds; a cold start on a busy laptop takes twenty
+PATIENCE = 180  # seconds; a cold start takes ten, on a busy machine many more
 
 
 @contextmanager
@@ -38,7 +38,10 @@ def mlflow_server(folder: Path, port: int | None = None) -> Iterator[str]:
         yield uri
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        try:
+            process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _await(uri: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from latentflow import __version__
+from latentflow.errors import LatentflowError
 from pipelines import local
 from pipelines.clone import Clone
-from pipelines.configuration import PROJECT
+from pipelines.configuration import PARAMS, PROJECT
 
 docker = pytest.importorskip("docker", reason="the Python package docker is not installed")
 errors = pytest.importorskip("docker.errors")
@@ -27,6 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 IMAGES = {name: f"latentflow-{name}:{__version__}" for name in ("cpu", "gpu")}
 # As a cluster may run a pod: a user that nobody chose, of group 0; nothing to write to but a scratch folder.
 STRICT = {"user": "12345:0", "read_only": True, "tmpfs": {"/tmp": ""}, "cap_drop": ["ALL"], "network_mode": "none"}
+PARAMETERS = {str(PARAMS): {"bind": "/params.yaml", "mode": "ro"}}
 # Prints a digest of the code that Python imports as latentflow.
 CODE_DIGEST = """
 import hashlib, pathlib, latentflow
@@ -107,8 +109,8 @@ def test_any_user_can_run_it_on_a_read_only_file_system(engine: Any, images: dic
     environment = {"_KFP_RUNTIME": "true"}
     assert inside(engine, images[name], ["python", "-c", code], environment=environment, **STRICT).endswith("fine\n")
     # A step, too, as long as it is told where to work.
-    command = "cd /tmp && latentflow ingest --set ingest.source=emoji --set ingest.limit=8 && ls data/records"
-    assert "records.parquet" in inside(engine, images[name], ["sh", "-c", command], **STRICT)
+    command = "cd /tmp && latentflow ingest --params /params.yaml --set ingest.limit=64 && ls data/records"
+    assert "records.parquet" in inside(engine, images[name], ["sh", "-c", command], volumes=PARAMETERS, **STRICT)
 
 
 def test_a_dvc_source_needs_no_git_program(engine: Any, images: dict[str, str], tmp_path: Path) -> None:
@@ -125,8 +127,9 @@ def test_a_dvc_source_needs_no_git_program(engine: Any, images: dict[str, str], 
     source.dvc("add", "--quiet", "pictures")
     for command in (["add", "--all"], ["commit", "--quiet", "--message", "pictures"]):
         source.run(["git", *identity, *command])
-    asked = "rm -f /usr/bin/git; cd /tmp; latentflow ingest --set ingest.source=dvc:/source --set ingest.path=pictures"
-    seen = {str(source.folder): {"bind": "/source", "mode": "ro"}}
+    asked = "rm -f /usr/bin/git; cd /tmp; latentflow ingest --params /params.yaml"
+    asked += " --set ingest.source=dvc:/source --set ingest.path=pictures"
+    seen = PARAMETERS | {str(source.folder): {"bind": "/source", "mode": "ro"}}
     output = inside(engine, images["cpu"], ["sh", "-c", f"{asked} && ls data/records"], volumes=seen, user="0:0")
     assert "records.parquet" in output
 
@@ -156,6 +159,11 @@ def test_a_containers_exit_code_is_told(engine: Any, images: dict[str, str], cod
     for _ in range(5):
         command = ["sh", "-c", f"exit {code}"]
         assert containers.run_container(engine, images["cpu"], command, {}, network_mode="none") == code
+
+
+def test_a_container_that_cannot_start_is_one_sentence(engine: Any, images: dict[str, str]) -> None:
+    with pytest.raises(LatentflowError, match=r"starts no container of latentflow-cpu:.*nonsense"):
+        containers.run_container(engine, images["cpu"], ["nonsense"], {}, network_mode="none")
 
 
 def run_in_containers(root: Path, *more: str) -> str:

@@ -2,10 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +10,7 @@ from registry_helpers import INPUTS, LINEAGE, MODEL_METRICS, NAME, model_manifes
 
 from latentflow.registry import pulling, store, tracking
 from latentflow.steps import register
+from pipelines.mlflow_server import mlflow_server
 
 pytestmark = pytest.mark.slow
 
@@ -21,23 +18,11 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def server(closed_port: int, empty_store: Path, tmp_path: Path) -> Iterator[str]:
     """`mlflow server` on the port that MLFLOW_TRACKING_URI names already."""
-    uri = f"http://127.0.0.1:{closed_port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(closed_port)]
-    database = shutil.copy(empty_store, tmp_path / "server.db")
-    places = ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(tmp_path / "kept")]
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen([*command, *places, "--workers", "1"], cwd=tmp_path, stdout=log, stderr=log)
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.5)
+    folder = tmp_path / "server"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    with mlflow_server(folder, closed_port) as uri:
         yield uri
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
 
 
 def test_runs_versions_and_pulling_through_a_server(
