@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from kubernetes_api import NAMESPACE, Pod, SmallApi, small_api, write_kubeconfig
+from kubernetes_api import NAMESPACE, Pod, Refusal, SmallApi, small_api, write_kubeconfig
 from object_store import s3_bucket
 from trainings import settings, world
 
@@ -271,6 +271,18 @@ def test_what_cannot_work_is_told_before_a_job_is_made(
     with pytest.raises(LatentflowError, match=words):
         train_distributed.run(settings(), sources, storage, nodes, JobOptions(), tmp_path / "model")
     assert api.requests == []
+
+
+def test_a_cluster_without_trainjobs_is_told_before_anything_is_copied(
+    api: SmallApi, bucket: str, sources: train.Sources, tmp_path: Path
+) -> None:
+    api.refusals.append(Refusal("GET", "trainjobs", 404, "404 page not found"))
+    with pytest.raises(LatentflowError, match=r"install Kubeflow Trainer 2\.2 or newer"):
+        train_distributed.run(settings(), sources, f"{bucket}/unknown", CPU, JobOptions(), tmp_path / "model")
+    api.refusals[0] = Refusal("GET", "trainjobs", 503, "overloaded")
+    with pytest.raises(LatentflowError, match=r"The cluster's API does not answer: 503 overloaded\."):
+        train_distributed.run(settings(), sources, f"{bucket}/unknown", CPU, JobOptions(), tmp_path / "model")
+    assert parcels.RemoteFolder(f"{bucket}/unknown").names() == []
 
 
 def test_without_a_cluster_the_sentence_says_so(

@@ -18,6 +18,7 @@ from latentflow import __version__
 from latentflow.cli import app
 from latentflow.cluster.options import JobOptions, Toleration, Volume
 from latentflow.cluster.trainjob import JobPlan, Owner, Work, as_yaml, command, job_name, trainjob
+from latentflow.errors import LatentflowError
 from latentflow.params import TrainInputs, parse_text
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -228,3 +229,9 @@ def test_the_runtime_of_the_docs_is_one() -> None:
     runtime = models.TrainerV1alpha1TrainingRuntime.from_dict(text)
     assert runtime
     assert runtime.to_dict() == text, "the models know every field"
+
+
+def test_without_the_sdk_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentflow.cluster.trainjob.find_spec", lambda name: None)
+    with pytest.raises(LatentflowError, match=r"pip install 'latentflow\[distributed\]'"):
+        as_yaml(PLAN)

@@ -10,6 +10,7 @@ from object_store import s3_bucket
 from latentflow.data import parcels
 from latentflow.data.parcels import DamagedFolderError
 from latentflow.data.remote import RemoteFolder
+from latentflow.errors import LatentflowError
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +93,8 @@ def test_a_file_that_is_damaged_or_missing_is_named(
     with pytest.raises(DamagedFolderError, match=f"{url} cannot be used: its file pipeline/weights {fault}"):
         parcels.collect(url, tmp_path / "here")
     assert not (tmp_path / "here").exists()
+
+
+def test_a_bucket_that_is_not_there_is_told(bucket: str, folder: Path) -> None:
+    with pytest.raises(LatentflowError, match=r"s3://absent-bucket/there cannot be written: .* Is its bucket there\?"):
+        parcels.deliver(folder, "s3://absent-bucket/there")

@@ -56,9 +56,7 @@ def test_other_weights_than_the_manifest_names_are_refused(made: Path, bucket: s
     )
     upload(tmp_path / "mixed", f"{bucket}/mixed")
     for _ in range(2):
-        with pytest.raises(
-            LatentflowError, match=rf"{bucket}/mixed/vae is not the autoencoder that its manifest\.json"
-        ):
+        with pytest.raises(LatentflowError, match=f"{bucket}/mixed/vae is not the autoencoder that its"):
             autoencoder_folder(f"{bucket}/mixed")
 
 
