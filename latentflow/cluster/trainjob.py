@@ -69,7 +69,7 @@ def require_sdk() -> None:
     """Raises LatentflowError where Kubeflow's SDK is not installed."""
     if find_spec("kubeflow") is None or find_spec("kubeflow_trainer_api") is None:
         raise LatentflowError(
-            "Training on many nodes needs Kubeflow's SDK, which is not installed: pip install 'latentflow[distributed]'."
+            "Training on many nodes needs Kubeflow's SDK, found none: pip install 'latentflow[distributed]'."
         )
 
 

@@ -1,6 +1,7 @@
 """train_distributed from end to end: what the cluster would do with the job is done here, by its very command."""
 
 import csv
+import json
 import logging
 import os
 import socket
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -252,7 +254,39 @@ def test_what_lies_on_the_volume_is_read_where_it_is(api: SmallApi, sources: tra
     assert plain["LATENTFLOW_CHECKPOINTS"] == f"{shared}/checkpoints"
     assert plain["LATENTFLOW_STORE"] == f"{shared}/store"
     assert ModelManifest.read(tmp_path / "model") == made
-    assert not (shared / "encoded" / "encoded").exists()
+    assert sorted(path.name for path in shared.iterdir() if path.name in ("encoded", "models")) == ["encoded", "models"]
+    component(sources, shared, options, tmp_path / "artifact")
+
+
+def component(sources: train.Sources, storage: Path, options: JobOptions, out: Path) -> None:
+    """The component's body finds the same model, and tells of it in its artifacts."""
+    dsl = pytest.importorskip("kfp.dsl", reason="kfp is not installed (extra kubeflow)")
+    from components.train_distributed import train_distributed as made
+
+    def artifact(path: Path | str) -> SimpleNamespace:
+        return SimpleNamespace(path=str(path), metadata={})
+
+    model, metrics = artifact(out), dsl.Metrics(metadata={})
+    made.python_func(
+        params=json.loads(settings().model_dump_json()),
+        encoded=artifact(sources.encoded),
+        shards=[],
+        autoencoder=artifact(sources.autoencoder),
+        storage=str(storage),
+        image=CPU.image,
+        model=model,
+        metrics=metrics,
+        num_nodes=2,
+        gpus=0,
+        cluster=options.model_dump(mode="json"),
+    )
+    manifest = ModelManifest.read(out)
+    assert model.metadata == {
+        "digest": manifest.digest,
+        "fingerprint": manifest.fingerprint,
+        "mlflow_run_id": manifest.mlflow_run_id,
+    }
+    assert metrics.metadata == json.loads((out / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize(
