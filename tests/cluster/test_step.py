@@ -172,7 +172,7 @@ def test_a_killed_node_is_started_again_and_training_goes_on(
     api: SmallApi, bucket: str, sources: train.Sources, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     chosen = settings(
-        precision="fp64", steps=300, checkpoint_every=20, validate_every=300, sample_every=300, log_every=1
+        precision="fp64", steps=100, checkpoint_every=10, validate_every=100, sample_every=100, log_every=1
     )
     kubelet = Kubelet(api, tmp_path, attempts=2)
     killed = threading.Event()
