@@ -195,7 +195,8 @@ def _environment(plan: JobPlan) -> "list[models.IoK8sApiCoreV1EnvVar]":
     from kubeflow_trainer_api import models
 
     storage = plan.work.storage.rstrip("/")
-    plain = {"LATENTFLOW_CHECKPOINTS": f"{storage}/checkpoints"} | dict(plan.environment)
+    plain = {"LATENTFLOW_CHECKPOINTS": f"{storage}/checkpoints", "LATENTFLOW_IMAGE": plan.image}
+    plain |= dict(plan.environment)
     if local_folder(storage) is not None:
         # On a volume, sample grids and averages outlive a pod too.
         plain["LATENTFLOW_STORE"] = f"{storage}/store"

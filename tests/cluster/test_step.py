@@ -22,6 +22,7 @@ from trainings import settings, world
 
 pytest.importorskip("kubeflow.trainer", reason="Kubeflow's SDK is not installed (extra distributed)")
 
+from latentflow import __version__
 from latentflow.cluster import api as cluster_api
 from latentflow.cluster.options import JobOptions, Volume
 from latentflow.data import parcels
@@ -115,6 +116,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallApi]:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("LATENTFLOW_CHECKPOINTS", raising=False)
     monkeypatch.setenv("KFP_RUN_ID", "11112222-3333-4444-5555-666677778888")
+    monkeypatch.setenv("LATENTFLOW_IMAGE", "")
     monkeypatch.setenv("KFP_POD_NAME", "step-pod")
     monkeypatch.setenv("KFP_POD_UID", "uid-of-step")
     monkeypatch.chdir(tmp_path)
@@ -139,6 +141,7 @@ def test_two_nodes_train_what_one_process_trains(
     (job,) = api.jobs.values()
     assert job["metadata"]["name"] == f"latentflow-{made.fingerprint[:12]}-11112222"
     assert job["metadata"]["ownerReferences"][0]["uid"] == "uid-of-step"
+    assert made.lineage["image"] == CPU.image
     assert made.lineage["kfp_run_id"] == "11112222-3333-4444-5555-666677778888"
     assert any("parameters" in line for line in caplog.messages), "what rank 0 logs comes here"
 
@@ -266,27 +269,32 @@ def component(sources: train.Sources, storage: Path, options: JobOptions, out: P
     def artifact(path: Path | str) -> SimpleNamespace:
         return SimpleNamespace(path=str(path), metadata={})
 
-    model, metrics = artifact(out), dsl.Metrics(metadata={})
+    model, metrics, summary, report = (
+        artifact(out),
+        dsl.Metrics(metadata={}),
+        artifact(f"{out}.md"),
+        artifact(f"{out}.html"),
+    )
     made.python_func(
         params=json.loads(settings().model_dump_json()),
         encoded=artifact(sources.encoded),
-        shards=[],
         autoencoder=artifact(sources.autoencoder),
-        storage=str(storage),
-        image=CPU.image,
         model=model,
         metrics=metrics,
+        summary=summary,
+        report=report,
+        image=CPU.image,
+        version=__version__,
+        storage=str(storage),
+        options=options.model_dump(mode="json"),
         num_nodes=2,
         gpus=0,
-        cluster=options.model_dump(mode="json"),
     )
     manifest = ModelManifest.read(out)
-    assert model.metadata == {
-        "digest": manifest.digest,
-        "fingerprint": manifest.fingerprint,
-        "mlflow_run_id": manifest.mlflow_run_id,
-    }
+    assert model.metadata["fingerprint"] == manifest.fingerprint
     assert metrics.metadata == json.loads((out / "metrics.json").read_text())
+    assert Path(summary.path).stat().st_size
+    assert Path(report.path).stat().st_size
 
 
 @pytest.mark.parametrize(
