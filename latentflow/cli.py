@@ -173,7 +173,8 @@ def trainjob(
     nodes: Annotated[int, typer.Option(help="Pods.", min=1)] = 2,
     gpus: Annotated[int, typer.Option(help="GPUs per pod, one process each; 0 trains on the CPU.", min=0)] = 1,
     options: Annotated[
-        Path | None, typer.Option(help="YAML file with options of the cluster (docs/distributed.md lists them).")
+        Path | None,
+        typer.Option(help="YAML file with options of the cluster (docs/distributed.md lists them).", exists=True),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the job, and of the model's folder in the storage.")] = (
         "latentflow-train"

@@ -3,19 +3,21 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from latentflow import params as parameters
 from latentflow.cli import app
-from latentflow.errors import LatentflowError
+from latentflow.errors import LatentflowError, ParamsError
 from latentflow.manifest import RegistrationManifest
 
 RUNNER = CliRunner()
 
 
-@pytest.mark.parametrize(
-    "command", [*parameters.STEP_INPUTS, "average", "generate", "pull", "submit", "summary", "params"]
-)
+OTHERS = ("average", "generate", "pull", "submit", "summary", "params", "trainjob")
+
+
+@pytest.mark.parametrize("command", [*parameters.STEP_INPUTS, *OTHERS])
 def test_every_command_explains_itself(command: str) -> None:
     shown = RUNNER.invoke(app, [command, "--help"])
     assert shown.exit_code == 0
@@ -47,3 +49,20 @@ def test_summary_before_any_run_says_what_to_run(tmp_path: Path) -> None:
     shown = RUNNER.invoke(app, ["summary", "--registration", str(tmp_path)])
     assert isinstance(shown.exception, LatentflowError)
     assert "run `latentflow register` first" in str(shown.exception)
+
+
+def test_sections_are_checked_on_arrival_and_are_all_there_is(tmp_path: Path) -> None:
+    values = parameters.load(Path(__file__).parents[1] / "params.yaml").model_dump(mode="json", by_alias=True)
+    sections = {name: values[name] for name in ("train", "model", "diffusion")}
+    refused = RUNNER.invoke(app, ["train", "--sections", "{train: {stepz: 1}}"])
+    assert isinstance(refused.exception, ParamsError)
+    assert "--sections: " in str(refused.exception)
+    assert "train.stepz: unknown parameter" in str(refused.exception)
+    text = yaml.safe_dump(sections)
+    both = RUNNER.invoke(app, ["train", "--sections", text, "--set", "train.steps=2"])
+    assert isinstance(both.exception, ParamsError)
+    assert "--sections holds every value itself" in str(both.exception)
+    # What is right gets as far as the data.
+    read = RUNNER.invoke(app, ["train", "--sections", text, "--encoded", str(tmp_path)])
+    assert isinstance(read.exception, LatentflowError)
+    assert f"{tmp_path} holds no manifest.json" in str(read.exception)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from latentflow.cluster.trainjob import RUN_LABEL, require_sdk
 from latentflow.errors import LatentflowError
 
 if TYPE_CHECKING:
@@ -93,6 +94,13 @@ class Cluster:
     namespace: str
     read_seconds: float = 30.0
 
+    def check(self) -> None:
+        """Raises LatentflowError unless the cluster answers, knows TrainJobs and lets this process see them."""
+        try:
+            self.jobs(RUN_LABEL, "none")
+        except PassingError as error:
+            raise LatentflowError(f"The cluster's API does not answer: {error}.") from None
+
     def create(self, job: dict[str, Any]) -> None:
         """Raises TakenError where there is a job of that name."""
         with _told(self.namespace, "create"):
@@ -170,14 +178,11 @@ class Cluster:
 
 def connect() -> Cluster:
     """The cluster in which this process runs, or the one that KUBECONFIG names."""
-    try:
-        from kubeflow.common.utils import get_default_target_namespace, is_running_in_k8s
-        from kubernetes import config
-        from kubernetes.client import ApiClient
-    except ImportError as error:
-        raise LatentflowError(
-            f"Training on many nodes needs Kubeflow's SDK: pip install 'latentflow[distributed]' ({error})."
-        ) from None
+    require_sdk()
+    from kubeflow.common.utils import get_default_target_namespace, is_running_in_k8s
+    from kubernetes import config
+    from kubernetes.client import ApiClient
+
     try:
         config.load_incluster_config() if is_running_in_k8s() else config.load_kube_config()
     except config.ConfigException as error:

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from latentflow.cluster.options import JobOptions, Toleration
 from latentflow.data.remote import local_folder
+from latentflow.errors import LatentflowError
 from latentflow.params import TrainInputs
 
 if TYPE_CHECKING:
@@ -63,6 +65,14 @@ class JobPlan:
         return max(1, self.gpus)
 
 
+def require_sdk() -> None:
+    """Raises LatentflowError where Kubeflow's SDK is not installed."""
+    if find_spec("kubeflow") is None or find_spec("kubeflow_trainer_api") is None:
+        raise LatentflowError(
+            "Training on many nodes needs Kubeflow's SDK, found none: pip install 'latentflow[distributed]'."
+        )
+
+
 def job_name(fingerprint: str, kfp_run: str = "") -> str:
     """The name under which a retry of the same step finds its job again."""
     return "-".join(["latentflow", fingerprint[:12], *([kfp_run.replace("-", "")[:8].lower()] if kfp_run else [])])
@@ -113,6 +123,8 @@ def trainjob(plan: JobPlan) -> "models.TrainerV1alpha1TrainJob":
 def as_yaml(plan: JobPlan) -> str:
     """The same as a manifest for ``kubectl apply``; a text of several lines stays readable."""
     import yaml
+
+    require_sdk()
 
     class Dumper(yaml.SafeDumper):
         """Writes such texts as blocks."""
@@ -183,7 +195,8 @@ def _environment(plan: JobPlan) -> "list[models.IoK8sApiCoreV1EnvVar]":
     from kubeflow_trainer_api import models
 
     storage = plan.work.storage.rstrip("/")
-    plain = {"LATENTFLOW_CHECKPOINTS": f"{storage}/checkpoints"} | dict(plan.environment)
+    plain = {"LATENTFLOW_CHECKPOINTS": f"{storage}/checkpoints", "LATENTFLOW_IMAGE": plan.image}
+    plain |= dict(plan.environment)
     if local_folder(storage) is not None:
         # On a volume, sample grids and averages outlive a pod too.
         plain["LATENTFLOW_STORE"] = f"{storage}/store"

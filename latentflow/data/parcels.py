@@ -66,15 +66,22 @@ def is_there(place: Path | str) -> bool:
 
 
 def deliver(folder: Path, place: Path | str) -> None:
-    """Copies a folder to a place, of this machine or behind a URL, where it is whole or absent at any time."""
+    """Copies a folder to a place, of this machine or behind a URL, where it is whole or absent at any time.
+
+    Raises LatentflowError where a URL cannot be written to.
+    """
     target = local_folder(place)
     if target is not None:
         with atomic_folder(target) as temporary:
             copy_tree_or_file(folder, temporary)
         return
+    remote = RemoteFolder(str(place))
     with TemporaryDirectory() as scratch:
         write_json(Path(scratch) / FILES, _listed(folder))
-        _send(RemoteFolder(str(place)), "", folder, Path(scratch) / FILES)
+        try:
+            _send(remote, "", folder, Path(scratch) / FILES)
+        except FileNotFoundError as error:
+            raise LatentflowError(f"{remote} cannot be written: {reason(error)} Is its bucket there?") from error
 
 
 def collect(place: Path | str, folder: Path) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latentflow.cluster.options import JobOptions
 from latentflow.cluster.trainjob import JobPlan, Owner, Work, job_name
@@ -15,6 +16,9 @@ from latentflow.files import digest_json
 from latentflow.manifest import AutoencoderManifest, ModelManifest
 from latentflow.params import TrainInputs
 from latentflow.steps import train
+
+if TYPE_CHECKING:
+    from latentflow.cluster.api import Cluster
 
 # Ids of this pipeline run that the model's lineage and its MLflow run need to know; nothing secret.
 PASSED_ON = ("KFP_RUN_ID", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
@@ -52,7 +56,9 @@ def run(
     if parcels.is_there(model):
         log.info("the model of these parameters and data is in %s; nothing to train", RemoteFolder(model))
     else:
-        _train(_plan(_work(inputs, sources, storage, model, force_rerun), nodes, options, key), model)
+        cluster = _cluster()
+        work = _work(inputs, sources, storage, model, force_rerun)
+        _train(cluster, _plan(work, nodes, options, key), model)
     parcels.collect(model, out)
     manifest = ModelManifest.read(out)
     if manifest.fingerprint != key:
@@ -63,11 +69,18 @@ def run(
     return manifest
 
 
-def _train(plan: JobPlan, model: str) -> None:
+def _cluster() -> "Cluster":
+    """The cluster, asked before anything is copied."""
     from latentflow.cluster.api import connect
-    from latentflow.cluster.watching import Launch
 
     cluster = connect()
+    cluster.check()
+    return cluster
+
+
+def _train(cluster: "Cluster", plan: JobPlan, model: str) -> None:
+    from latentflow.cluster.watching import Launch
+
     Launch(cluster, plan).run(lambda: parcels.is_there(model))
     if not parcels.is_there(model):
         raise LatentflowError(

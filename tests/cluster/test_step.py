@@ -1,6 +1,7 @@
 """train_distributed from end to end: what the cluster would do with the job is done here, by its very command."""
 
 import csv
+import json
 import logging
 import os
 import socket
@@ -10,16 +11,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
-from kubernetes_api import NAMESPACE, Pod, SmallApi, small_api, write_kubeconfig
+from kubernetes_api import NAMESPACE, Pod, Refusal, SmallApi, small_api, write_kubeconfig
 from object_store import s3_bucket
 from trainings import settings, world
 
 pytest.importorskip("kubeflow.trainer", reason="Kubeflow's SDK is not installed (extra distributed)")
 
+from latentflow import __version__
 from latentflow.cluster import api as cluster_api
 from latentflow.cluster.options import JobOptions, Volume
 from latentflow.data import parcels
@@ -113,6 +116,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallApi]:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("LATENTFLOW_CHECKPOINTS", raising=False)
     monkeypatch.setenv("KFP_RUN_ID", "11112222-3333-4444-5555-666677778888")
+    monkeypatch.setenv("LATENTFLOW_IMAGE", "")
     monkeypatch.setenv("KFP_POD_NAME", "step-pod")
     monkeypatch.setenv("KFP_POD_UID", "uid-of-step")
     monkeypatch.chdir(tmp_path)
@@ -137,6 +141,7 @@ def test_two_nodes_train_what_one_process_trains(
     (job,) = api.jobs.values()
     assert job["metadata"]["name"] == f"latentflow-{made.fingerprint[:12]}-11112222"
     assert job["metadata"]["ownerReferences"][0]["uid"] == "uid-of-step"
+    assert made.lineage["image"] == CPU.image
     assert made.lineage["kfp_run_id"] == "11112222-3333-4444-5555-666677778888"
     assert any("parameters" in line for line in caplog.messages), "what rank 0 logs comes here"
 
@@ -170,7 +175,7 @@ def test_a_killed_node_is_started_again_and_training_goes_on(
     api: SmallApi, bucket: str, sources: train.Sources, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     chosen = settings(
-        precision="fp64", steps=300, checkpoint_every=20, validate_every=300, sample_every=300, log_every=1
+        precision="fp64", steps=100, checkpoint_every=10, validate_every=100, sample_every=100, log_every=1
     )
     kubelet = Kubelet(api, tmp_path, attempts=2)
     killed = threading.Event()
@@ -252,7 +257,44 @@ def test_what_lies_on_the_volume_is_read_where_it_is(api: SmallApi, sources: tra
     assert plain["LATENTFLOW_CHECKPOINTS"] == f"{shared}/checkpoints"
     assert plain["LATENTFLOW_STORE"] == f"{shared}/store"
     assert ModelManifest.read(tmp_path / "model") == made
-    assert not (shared / "encoded" / "encoded").exists()
+    assert sorted(path.name for path in shared.iterdir() if path.name in ("encoded", "models")) == ["encoded", "models"]
+    component(sources, shared, options, tmp_path / "artifact")
+
+
+def component(sources: train.Sources, storage: Path, options: JobOptions, out: Path) -> None:
+    """The component's body finds the same model, and tells of it in its artifacts."""
+    dsl = pytest.importorskip("kfp.dsl", reason="kfp is not installed (extra kubeflow)")
+    from components.train_distributed import train_distributed as made
+
+    def artifact(path: Path | str) -> SimpleNamespace:
+        return SimpleNamespace(path=str(path), metadata={})
+
+    model, metrics, summary, report = (
+        artifact(out),
+        dsl.Metrics(metadata={}),
+        artifact(f"{out}.md"),
+        artifact(f"{out}.html"),
+    )
+    made.python_func(
+        params=json.loads(settings().model_dump_json()),
+        encoded=artifact(sources.encoded),
+        autoencoder=artifact(sources.autoencoder),
+        model=model,
+        metrics=metrics,
+        summary=summary,
+        report=report,
+        image=CPU.image,
+        version=__version__,
+        storage=str(storage),
+        options=options.model_dump(mode="json"),
+        num_nodes=2,
+        gpus=0,
+    )
+    manifest = ModelManifest.read(out)
+    assert model.metadata["fingerprint"] == manifest.fingerprint
+    assert metrics.metadata == json.loads((out / "metrics.json").read_text())
+    assert Path(summary.path).stat().st_size
+    assert Path(report.path).stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -271,6 +313,18 @@ def test_what_cannot_work_is_told_before_a_job_is_made(
     with pytest.raises(LatentflowError, match=words):
         train_distributed.run(settings(), sources, storage, nodes, JobOptions(), tmp_path / "model")
     assert api.requests == []
+
+
+def test_a_cluster_without_trainjobs_is_told_before_anything_is_copied(
+    api: SmallApi, bucket: str, sources: train.Sources, tmp_path: Path
+) -> None:
+    api.refusals.append(Refusal("GET", "trainjobs", 404, "404 page not found"))
+    with pytest.raises(LatentflowError, match=r"install Kubeflow Trainer 2\.2 or newer"):
+        train_distributed.run(settings(), sources, f"{bucket}/unknown", CPU, JobOptions(), tmp_path / "model")
+    api.refusals[0] = Refusal("GET", "trainjobs", 503, "overloaded")
+    with pytest.raises(LatentflowError, match=r"The cluster's API does not answer: 503 overloaded\."):
+        train_distributed.run(settings(), sources, f"{bucket}/unknown", CPU, JobOptions(), tmp_path / "model")
+    assert parcels.RemoteFolder(f"{bucket}/unknown").names() == []
 
 
 def test_without_a_cluster_the_sentence_says_so(

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import trainings
+import yaml
 from kubernetes_api import NAMESPACE, Pod, Refusal, SmallApi, missing, small_api, status, write_kubeconfig
 
 pytest.importorskip("kubeflow.trainer", reason="Kubeflow's SDK is not installed (extra distributed)")
@@ -25,7 +25,7 @@ from latentflow.errors import LatentflowError
 from latentflow.params import TrainInputs, for_step, load
 
 NAME = "latentflow-abc-run"
-INPUTS = for_step(load(trainings.PARAMS), "train")
+INPUTS = for_step(load(Path(__file__).parents[2] / "params.yaml"), "train")
 assert isinstance(INPUTS, TrainInputs)
 WORK = Work(INPUTS, "s3://b/encoded", (), "s3://b/vae", "s3://b", "s3://b/models/m")
 PLAN = JobPlan(NAME, WORK, "image", 2, 1, JobOptions(), fingerprint="f" * 64, owner=Owner("step-pod", "uid-of-step"))
@@ -347,3 +347,24 @@ def test_a_job_that_cannot_be_deleted_is_named(
 def test_jobs_of_the_same_work_have_one_label() -> None:
     labels = trainjob(PLAN).to_dict()["metadata"]["labels"]
     assert labels[FINGERPRINT_LABEL] == "f" * 32
+
+
+VERBS = {"POST": {"create"}, "GET": {"get", "list"}, "PATCH": {"patch"}, "DELETE": {"delete"}}
+
+
+def test_the_role_of_the_docs_allows_what_is_asked(api: SmallApi, cluster: Cluster) -> None:
+    blocks = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text(encoding="utf-8").split("```")
+    (text,) = [block.removeprefix("yaml") for block in blocks if "kind: Role\n" in block]
+    role, _binding = yaml.safe_load_all(text)
+    allowed = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
+    api.add(trainjob(PLAN).to_dict())
+    api.condition(NAME, "Failed", "before")
+    api.on_create = behind(lambda: succeed(api))
+    launched(cluster)
+    launched(cluster)
+    asked = {
+        (method, "pods/log" if "/log" in path else "pods" if "/pods" in path else "trainjobs")
+        for method, path, _ in api.requests
+    }
+    assert {method for method, _ in asked} == set(VERBS)
+    assert all(VERBS[method] & allowed[resource] for method, resource in asked)
