@@ -28,8 +28,8 @@ def local_pipeline(name: str, images: Mapping[str, str] | None = None) -> Any:
             task.get("retryPolicy", {}).pop("backoffDuration", None)
     if images is not None:
         inputs = spec["root"]["inputDefinitions"]["parameters"]
-        for input_name, image in images.items():
-            inputs[input_name]["defaultValue"] = image
+        for given in inputs.keys() & images.keys():
+            inputs[given]["defaultValue"] = images[given]
         for executor in spec["deploymentSpec"]["executors"].values():
             container = executor["container"]
             container["image"] = _INPUT.sub(lambda found: _image(found[1], images), container["image"])

@@ -7,7 +7,7 @@ import pytest
 from kfp import compiler, dsl
 
 from latentflow.errors import LatentflowError
-from pipelines import local
+from pipelines import local, local_package
 
 containers = pytest.importorskip("pipelines.containers", reason="the Python package docker is not installed")
 
@@ -44,8 +44,8 @@ def compiled(pipeline: Any, folder: Path) -> str:
 
 def test_images_are_filled_in_and_retries_wait_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = compiled(outer, tmp_path)
-    monkeypatch.setattr(containers, "package", lambda: text)
-    spec = containers.pipeline_in(IMAGES).pipeline_spec
+    monkeypatch.setattr(local_package, "package", lambda _: text)
+    spec = local_package.local_pipeline("training", IMAGES).pipeline_spec
     images = [executor["container"]["image"] for executor in spec.deployment_spec["executors"].values()]
     assert sorted(images) == ["plain:1", "registry/cpu@sha256:aa", "registry/gpu:1"]
     defaults = {
@@ -58,13 +58,13 @@ def test_images_are_filled_in_and_retries_wait_for_nothing(tmp_path: Path, monke
 
 def test_an_image_of_another_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = compiled(strange, tmp_path)
-    monkeypatch.setattr(containers, "package", lambda: text)
+    monkeypatch.setattr(local_package, "package", lambda _: text)
     with pytest.raises(LatentflowError, match="the input other, which is none of image_cpu, image_gpu"):
-        containers.pipeline_in(IMAGES)
+        local_package.local_pipeline("training", IMAGES)
 
 
 def test_the_projects_package_has_images_in_all_tasks() -> None:
-    spec = containers.pipeline_in(IMAGES).pipeline_spec
+    spec = local_package.local_pipeline("training", IMAGES).pipeline_spec
     images = {executor["container"]["image"] for executor in spec.deployment_spec["executors"].values()}
     assert len(images) == 2
     assert not any("{{" in image for image in images)
@@ -93,3 +93,11 @@ def test_only_what_a_pod_would_be_given_is_passed_on(tmp_path: Path, monkeypatch
     assert given["LATENTFLOW_STORE"] == str(tmp_path / ".latentflow/store")
     assert given["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
     assert set(given) <= {*containers.PASSED_ON, "LATENTFLOW_STORE"}
+
+
+@pytest.mark.parametrize("name", ["training", "fine_tune"])
+def test_a_local_package_trains_in_the_branch_of_one_process(name: str) -> None:
+    spec = local_package.local_pipeline(name).pipeline_spec
+    for component in spec.components.values():
+        for output in component.dag.outputs.artifacts.values():
+            assert len(output.artifact_selectors) == 1
