@@ -1,13 +1,19 @@
 """Which pictures a person is shown, chosen by rule and not by eye: the gallery's sections and the failures."""
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import save_file
 
 from latentflow.data.records import RecordSet
 from latentflow.evaluation.judge import Asked, Findings
+from latentflow.files import atomic_file, write_json
 from latentflow.html import Entry, Section
 from latentflow.pictures import to_image
 
 SHOWN = 18
+KEPT = 64
+PICTURES, PICTURES_LIST = "gallery.safetensors", "gallery.json"
 
 
 def sections(findings: Findings, records: RecordSet) -> list[Section]:
@@ -19,6 +25,20 @@ def sections(findings: Findings, records: RecordSet) -> list[Section]:
         Section("Held-out captions", f"training never reads this split; {beside}", _pairs(findings.test, records)),
         Section("Training captions", beside, _pairs(findings.train, records)),
     ]
+
+
+def write_pictures(folder: Path, findings: Findings) -> None:
+    """The gallery's drawn pictures, at most ``KEPT``: uint8 (n, 3, h, w), and a list of prompt and seed of each.
+
+    Another model that draws the same list can be shown beside them.
+    """
+    seed = findings.protocol.seeds[0]
+    named = list(zip(findings.free_prompts, findings.free_pictures, strict=True))
+    for asked in (findings.test, findings.train):
+        named += [(asked.records[row].caption, asked.pictures[row, 0]) for row in _shown_rows(asked)]
+    write_json(folder / PICTURES_LIST, [{"prompt": prompt, "seed": seed} for prompt, _ in named[:KEPT]])
+    with atomic_file(folder / PICTURES) as path:
+        save_file({"pictures": torch.stack([picture for _, picture in named[:KEPT]])}, path)
 
 
 def failures(findings: Findings, records: RecordSet, count: int = 12) -> Section:
@@ -42,13 +62,16 @@ def failures(findings: Findings, records: RecordSet, count: int = 12) -> Section
 
 def _pairs(asked: Asked, records: RecordSet) -> list[Entry]:
     resolution = asked.pictures.shape[-1]
-    step = max(1, len(asked.records) / SHOWN)
-    chosen = [int(number * step) for number in range(min(SHOWN, len(asked.records)))]
     return [
         Entry(
             asked.records[row].caption,
             (to_image(asked.pictures[row, 0]), records.image(asked.records[row], resolution, resolution)),
             f"rank {int(asked.retrieval.rank[row, 0]):,}",
         )
-        for row in chosen
+        for row in _shown_rows(asked)
     ]
+
+
+def _shown_rows(asked: Asked) -> list[int]:
+    step = max(1, len(asked.records) / SHOWN)
+    return [int(number * step) for number in range(min(SHOWN, len(asked.records)))]

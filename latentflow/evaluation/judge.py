@@ -3,7 +3,8 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,8 +40,22 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Heldout:
+    """The held-out loss, and the ids of the records behind its samples, in their order."""
+
+    loss: HeldoutLoss
+    ids: list[str]
+
+
+# What a model ships with: two models may differ here and still be compared.
+OWN = frozenset({"sampler", "guidance", "steps", "pipeline_class"})
+
+
+@dataclass(frozen=True)
 class Protocol:
-    """How the numbers came about; two evaluations compare only where these agree."""
+    """How the numbers came about; two evaluations compare only where all but what is the model's own agrees."""
+
+    version: int
 
     sampler: str
     guidance: float
@@ -61,6 +76,15 @@ class Protocol:
     retrieval: str = "Euclidean distance between 16x16 average-pooled RGB pictures, to all real pictures of all splits"
     intervals: str = "95 %; captions are the independent unit, the seeds are shared by all captions"
 
+    def to_json(self) -> dict[str, Any]:
+        """All fields, and ``comparison``."""
+        return asdict(self) | {"comparison": self.comparison}
+
+    @property
+    def comparison(self) -> str:
+        """Digest of what must agree for two evaluations to be compared: all but ``OWN``."""
+        return digest_json({name: value for name, value in asdict(self).items() if name not in OWN})
+
     @property
     def how(self) -> str:
         """The sampler and its dials, for people."""
@@ -72,7 +96,7 @@ class Findings:
     """Everything an evaluation found, before it becomes files."""
 
     protocol: Protocol
-    heldout: HeldoutLoss
+    heldout: Heldout
     train: Asked
     test: Asked
     free_prompts: list[str]
@@ -94,9 +118,21 @@ class Findings:
             values[f"retrieval/{asked.split}/median_rank"] = asked.retrieval.rank.double().median().item()
             values[f"retrieval/{asked.split}/chance_top5"] = asked.chance
         values |= {"frechet_pixels8": self.frechet, "kernel_pixels8": self.kernel}
-        values |= {"heldout_loss": self.heldout.mean, "heldout_loss_half_width": self.heldout.half_width}
-        values |= {f"heldout_loss_by_sigma/{row.sigma:.2f}": row.mean for row in self.heldout.by_sigma}
+        loss = self.heldout.loss
+        values |= {"heldout_loss": loss.mean, "heldout_loss_half_width": loss.half_width}
+        values |= {f"heldout_loss_by_sigma/{row.sigma:.2f}": row.mean for row in loss.by_sigma}
         return values | {"seconds_per_picture": self.seconds}
+
+    @property
+    def units(self) -> dict[str, dict[str, float]]:
+        """Values per unit of those metrics that are means over units: by caption's record, by held-out record."""
+        units = {
+            f"retrieval/{asked.split}/top{k}": dict(zip((r.id for r in asked.records), hits, strict=True))
+            for asked in (self.train, self.test)
+            for k in (1, 5)
+            if (hits := (asked.retrieval.rank <= k).double().mean(1).tolist())
+        }
+        return units | {"heldout_loss": dict(zip(self.heldout.ids, self.heldout.loss.per_sample, strict=True))}
 
     @property
     def digest(self) -> str:
@@ -140,7 +176,7 @@ class Plan:
         return digest_json([[request.prompt, request.seed] for request in self.asked])
 
 
-def judge(artist: Artist, plan: Plan, records: RecordSet, heldout: HeldoutLoss, batch_size: int) -> Findings:
+def judge(artist: Artist, plan: Plan, records: RecordSet, heldout: Heldout, batch_size: int, version: int) -> Findings:
     """Draws the plan's pictures and compares them with the real ones."""
     settings = artist.settings
     drawn = artist.draw(plan.requests, batch_size, "evaluate: drawing")
@@ -153,6 +189,7 @@ def judge(artist: Artist, plan: Plan, records: RecordSet, heldout: HeldoutLoss, 
     reference = real_pixels8[in_training]
     by_seed = pixels8(train.pictures.flatten(0, 1)).unflatten(0, train.pictures.shape[:2])
     protocol = Protocol(
+        version=version,
         sampler=settings.sampler,
         guidance=settings.guidance,
         steps=settings.steps,
@@ -161,7 +198,7 @@ def judge(artist: Artist, plan: Plan, records: RecordSet, heldout: HeldoutLoss, 
         train_captions=len(plan.train),
         test_captions=len(plan.test),
         real_pictures=len(records.table),
-        heldout_samples=heldout.samples,
+        heldout_samples=heldout.loss.samples,
         distance_drawn=first,
         distance_real=len(reference),
         reference_digest=records.manifest.digest,

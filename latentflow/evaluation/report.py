@@ -36,7 +36,7 @@ def render(findings: Findings, sections: Sequence[Section], failures: Section, s
         html.warnings(findings.warnings),
         *(html.pictures(section) for section in sections),
         html.heading("Held-out loss by σ", loss_note),
-        chart(findings.heldout),
+        chart(findings.heldout.loss),
         html.pictures(failures),
         html.heading("Numbers"),
         _numbers(findings),
@@ -48,7 +48,7 @@ def render(findings: Findings, sections: Sequence[Section], failures: Section, s
 
 
 def _cards(findings: Findings) -> list[tuple[str, str, str]]:
-    protocol, heldout = findings.protocol, findings.heldout
+    protocol, heldout = findings.protocol, findings.heldout.loss
     train, test = findings.train.retrieval.top(5), findings.test.retrieval.top(5)
     return [
         ("Top-5, training captions", f"{100 * train.mean:.1f} %", _interval(train)),
@@ -64,7 +64,7 @@ def _interval(share: Share) -> str:
 
 
 def _numbers(findings: Findings) -> str:
-    protocol, heldout, rows = findings.protocol, findings.heldout, []
+    protocol, heldout, rows = findings.protocol, findings.heldout.loss, []
     for asked, name in ((findings.train, "training captions"), (findings.test, "held-out captions")):
         for k in (1, 5):
             share = asked.retrieval.top(k)

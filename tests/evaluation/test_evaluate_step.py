@@ -3,12 +3,14 @@
 import io
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from encoded_sets import Recipe, write_set
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import RESOLUTION, build_pipeline
 
 from latentflow.data.media_refs import BytesMedia
@@ -19,6 +21,7 @@ from latentflow.data.validation import Limits, check
 from latentflow.errors import LatentflowError
 from latentflow.evaluation import drawing
 from latentflow.evaluation.drawing import Artist, Request, Settings
+from latentflow.evaluation.units import read_units
 from latentflow.manifest import DuplicateCounts, EvaluationManifest, ModelManifest, RecordsManifest
 from latentflow.params import EvaluateInputs, EvaluateParams
 from latentflow.steps import evaluate
@@ -121,6 +124,54 @@ def test_the_folder_is_complete_and_its_digest_repeatable(inputs_folder: Path, n
     again = run(inputs_folder, "again", token="once more")
     assert again.fingerprint != manifest.fingerprint
     assert again.digest == manifest.digest
+
+
+def test_a_metric_is_the_mean_of_its_units(inputs_folder: Path, no_mlflow: None):
+    metrics, units = run(inputs_folder).metrics, read_units(Path("out"))
+    assert {"retrieval/train/top5", "retrieval/test/top1", "heldout_loss"} <= set(units)
+    for name, values in units.items():
+        assert sum(values.values()) / len(values) == pytest.approx(metrics[name], rel=1e-6), name
+    assert len(units["heldout_loss"]) == 6
+    assert len(units["retrieval/train/top5"]) == 5
+
+
+def test_the_gallerys_pictures_are_kept_with_prompt_and_seed(inputs_folder: Path, no_mlflow: None):
+    run(inputs_folder)
+    asked = json.loads(Path("out/gallery.json").read_text())
+    pictures = load_file("out/gallery.safetensors")["pictures"]
+    assert asked[0] == {"prompt": "a <red> moon", "seed": 7}
+    assert pictures.shape == (len(asked), 3, RESOLUTION, RESOLUTION)
+    pipeline = inputs_folder / "model" / "pipeline"
+    artist = Artist(pipeline, Settings.read(pipeline, "euler", 2, 2.0))
+    drawn = artist.draw([Request(one["prompt"], one["seed"]) for one in asked[:3]], 4).pictures
+    assert torch.equal(drawn, pictures[:3])
+
+
+def test_a_plain_pipeline_folder_is_judged_with_what_it_ships(inputs_folder: Path, no_mlflow: None, tmp_path: Path):
+    shutil.copytree(inputs_folder / "model" / "pipeline", tmp_path / "champion")
+    path = tmp_path / "champion" / "generation.json"
+    shipped = {"sampler": "dpm_solver_2m", "steps": 3, "guidance": 1.5}
+    path.write_text(json.dumps(json.loads(path.read_text()) | shipped))
+    arguments = (inputs_folder / "encoded", inputs_folder / "records", Path("judged"))
+    manifest = evaluate.judge_folder(params().evaluate, tmp_path / "champion", *arguments)
+    protocol = json.loads(Path("judged/protocol.json").read_text())
+    assert {name: protocol[name] for name in shipped} == shipped
+    assert manifest.mlflow_run_id == ""
+    same = run(inputs_folder, **shipped)
+    assert same.digest == manifest.digest
+    assert read_units(Path("out")) == read_units(Path("judged"))
+    own = run(inputs_folder, "own")
+    assert own.digest != manifest.digest
+    comparable = json.loads(Path("own/protocol.json").read_text())
+    assert comparable["comparison"] == protocol["comparison"]
+
+
+def test_a_folder_that_nothing_packaged_is_refused(inputs_folder: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LatentflowError, match=r"holds no generation\.json"):
+        evaluate.judge_folder(
+            params().evaluate, tmp_path / "empty", inputs_folder / "encoded", inputs_folder / "records", Path("judged")
+        )
 
 
 def test_the_same_evaluation_is_not_drawn_twice_and_another_is(
