@@ -375,16 +375,37 @@ class TrainParams(Section):
         return self
 
 
+class WeightsParams(Section):
+    # Their content is an input of the step, wherever it lies.
+    any_machine = ("inception", "dinov2", "clip", "lpips")
+
+    inception: str = Field(description="FID, KID: folder with FID's Inception in model.safetensors; empty: no FID")
+    dinov2: str = Field(description="FD-DINOv2: folder or hub id of a DINOv2, such as facebook/dinov2-large")
+    clip: str = Field(description="CMMD, CLIP score: folder or hub id, such as openai/clip-vit-large-patch14-336")
+    lpips: str = Field(description="LPIPS of the VAE: folder with LPIPS on AlexNet in model.safetensors")
+
+
+class GridParams(Section):
+    prompts: int = Field(ge=0, le=16, description="prompts drawn over a grid of guidance and steps; 0 leaves it out")
+    guidance: list[Annotated[float, Field(ge=1)]] = Field(max_length=8, description="scales beside evaluate.guidance")
+    steps: list[Count] = Field(max_length=8, description="numbers of steps beside evaluate.steps, also timed")
+
+
 class EvaluateParams(Section):
     guidance: float = Field(ge=1, description="classifier-free guidance scale; 1 is none")
     sampler: Literal["euler", "heun", "dpm_solver_2m", "unipc", "ancestral"] = Field(
         description="how the model walks from noise to data; `heun` asks it twice per step"
     )
     steps: Count = Field(description="sampler steps")
-    captions: Count = Field(description="training captions drawn and looked up among the real pictures")
-    seeds: Count = Field(description="pictures per caption, each with its own seed")
+    captions: Count = Field(
+        description="records per split whose captions are drawn; few captions that repeat are drawn as often"
+    )
+    seeds: Count = Field(description="pictures per caption at least, each with a seed of its own")
     seed: Seed = Field(description="first seed")
     batch_size: Count = Field(description="pictures drawn per call")
+    reconstructions: int = Field(ge=0, description="held-out pictures sent through the VAE and back; 0 leaves it out")
+    weights: WeightsParams = Field(description="networks that more metrics need; empty ones are not measured")
+    grid: GridParams = Field(description="the same prompts over guidance and steps, to look at")
     gallery_prompts: list[str] = Field(max_length=64, description="free captions in the gallery, in the data or not")
 
 

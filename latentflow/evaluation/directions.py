@@ -20,8 +20,8 @@ LOWER = (
     r"heldout_loss_by_sigma/.+",
     r"memorised/(test|free)",
     r"vae/lpips",
-    r"seconds_per_picture(/.+)?",
-    r"peak_memory_mb",
+    r"seconds_.+",
+    r"memory_.+",
 )
 _HIGHER, _LOWER = (re.compile("|".join(names)) for names in (HIGHER, LOWER))
 

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from latentflow.data.places import read_manifest
 from latentflow.errors import LatentflowError
-from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, write_json, write_text
+from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, digest_model, write_json, write_text
 from latentflow.manifest import FILE, EncodedManifest, EvaluationManifest, ModelManifest, RecordsManifest, fingerprint
 from latentflow.params import EvaluateInputs, EvaluateParams
 from latentflow.workspace import work_folder
 
 if TYPE_CHECKING:
     from latentflow.data.records import RecordSet
-    from latentflow.evaluation.judge import Findings, Heldout, Plan
+    from latentflow.evaluation.judge import Findings, Heldout
+    from latentflow.evaluation.plan import Plan
 
 VERSION = 3
 PIPELINE, GENERATION = "pipeline", "generation.json"
@@ -147,13 +148,24 @@ def _judge(
     record: Callable[[EvaluationManifest, Path], str] = lambda *_: "",
 ) -> EvaluationManifest:
     """The evaluation from the work store or drawn now, told to ``record``, which returns a run id, and copied out."""
-    key = fingerprint("evaluate", VERSION, inputs, sources.digests, force_rerun)
+    weights = _weights(inputs.evaluate)
+    digests = sources.digests | {f"weights.{name}": digest for name, digest in weights.items()}
+    key = fingerprint("evaluate", VERSION, inputs, digests, force_rerun)
     with work_folder("evaluate", key) as work:
         results = work / "results"
         if (results / FILE).is_file():
             log.info("this evaluation is in the work store; nothing is drawn again")
         else:
-            _evaluate(inputs.evaluate, sources, key, results)
+            findings, record_set = _evaluate(inputs.evaluate, sources, weights)
+            with atomic_folder(results) as folder:
+                _write(folder, findings, record_set, sources, inputs.evaluate)
+                EvaluationManifest(
+                    digest=findings.digest,
+                    fingerprint=key,
+                    inputs=digests,
+                    mlflow_run_id="",
+                    metrics=findings.metrics,
+                ).write(folder)
         manifest = EvaluationManifest.read(results)
         manifest = manifest.model_copy(update={"mlflow_run_id": record(manifest, results)})
         with atomic_folder(out) as folder:
@@ -162,69 +174,77 @@ def _judge(
     return manifest
 
 
-def _evaluate(params: EvaluateParams, sources: _Sources, key: str, results: Path) -> None:
+def _weights(params: EvaluateParams) -> dict[str, str]:
+    """What stands for each given network in the fingerprint and the protocol: a folder's content, or a hub id."""
+    return {name: digest_model(given) for name, given in params.weights if given}
+
+
+def _evaluate(params: EvaluateParams, sources: _Sources, weights: dict[str, str]) -> "tuple[Findings, RecordSet]":
     from latentflow.data.records import RecordSet
+    from latentflow.evaluation.caveats import caveats
     from latentflow.evaluation.drawing import Artist, Settings
-    from latentflow.evaluation.judge import Plan, judge
+    from latentflow.evaluation.judge import Case, judge
+    from latentflow.evaluation.plan import Plan
+    from latentflow.evaluation.spaces import Networks
 
     pipeline = sources.subject.pipeline
     settings = Settings.read(pipeline, params.sampler, params.steps, params.guidance)
     record_set = RecordSet.open(sources.records_folder)
     plan = Plan.make(record_set.table, params)
     _check(plan, params, sources.records_folder)
-    heldout = _heldout(sources, params)
-    findings = judge(Artist(pipeline, settings), plan, record_set, heldout, params.batch_size, VERSION)
-    if (learnt := sources.subject.encoded) and learnt != sources.encoded.digest:
-        doubt = "The model was trained on another encoded set: it may have seen the held-out captions."
+    networks = Networks.load(params.weights)
+    heldout, doubts = _heldout(sources, record_set, params)
+    case = Case(Artist(pipeline, settings), plan, record_set, heldout, networks, weights, params, VERSION)
+    findings = judge(case)
+    for doubt in doubts:
         log.warning("%s: %s", pipeline, doubt)
-        findings = replace(findings, warnings=[*findings.warnings, doubt])
-    with atomic_folder(results) as folder:
-        _write(folder, findings, record_set, sources)
-        EvaluationManifest(
-            digest=findings.digest,
-            fingerprint=key,
-            inputs=sources.digests,
-            mlflow_run_id="",
-            metrics=findings.metrics,
-        ).write(folder)
+    return replace(findings, warnings=[*doubts, *caveats(findings)]), record_set
 
 
 def _check(plan: "Plan", params: EvaluateParams, records: Path) -> None:
-    if len(plan.train) < 2:
+    if len(plan.train.records) < 2:
         raise LatentflowError(
-            f"evaluation needs at least 2 distinct training captions, found {len(plan.train)} in {records} with "
-            f"evaluate.captions {params.captions}: raise it, or add records."
+            f"evaluation needs at least 2 distinct training captions, found {len(plan.train.records)} in {records} "
+            f"with evaluate.captions {params.captions}: raise it, or add records."
         )
-    if not plan.test:
+    if not plan.test.records:
         raise LatentflowError(f"{records} holds no test records: raise ingest.test_fraction and run ingest again.")
-    if len(plan.train) < params.captions:
-        log.warning("evaluate.captions is %d, but only %d can be asked", params.captions, len(plan.train))
+    if (found := sum(plan.train.counts)) < params.captions:
+        log.warning("evaluate.captions is %d, but there are only %d training records", params.captions, found)
 
 
-def _heldout(sources: _Sources, params: EvaluateParams) -> "Heldout":
-    """The held-out loss comes first: it is quick, and a model that diverged is not worth drawing with."""
+def _heldout(sources: _Sources, records: "RecordSet", params: EvaluateParams) -> "tuple[Heldout | None, list[str]]":
+    """The held-out loss, and doubts about it; it is quick, and a model that diverged is not worth drawing with."""
     from latentflow import denoisers
     from latentflow.data.encoded import EncodedSet
     from latentflow.devices import best_device
     from latentflow.evaluation.heldout import heldout_groups, heldout_ids, heldout_loss, heldout_sigmas
     from latentflow.evaluation.judge import Heldout
+    from latentflow.evaluation.kinship import foreign
 
-    device = best_device()
-    denoiser = denoisers.load(sources.subject.pipeline)
-    denoiser.model.to(device)
+    device, subject = best_device(), sources.subject
     split = EncodedSet.open(sources.encoded_places[0], sources.encoded_places[1:]).split("test")
+    doubts = []
+    if subject.encoded and subject.encoded != sources.encoded.digest:
+        doubts = ["The model was trained on another encoded set: it may have seen the held-out captions."]
+    unproven = subject.encoded != sources.encoded.digest and len(split)
+    if unproven and (reason := foreign(subject.pipeline, split, sources.encoded.max_tokens, records)):
+        return None, [*doubts, f"The held-out loss is not measured: {reason}."]
+    denoiser = denoisers.load(subject.pipeline)
+    denoiser.model.to(device)
     groups, sigmas = heldout_groups(split, device), heldout_sigmas(denoiser.definition)
     loss = heldout_loss(denoiser.predict, groups, denoiser.definition, sigmas, params.seed, params.batch_size)
     if not math.isfinite(loss.mean):
         raise LatentflowError(
-            f"{sources.subject.pipeline}: the held-out loss is {loss.mean}, so training diverged: train again with a "
-            "lower train.learning_rate."
+            f"{subject.pipeline}: the held-out loss is {loss.mean}, so training diverged: train again with a lower "
+            "train.learning_rate."
         )
-    return Heldout(loss, heldout_ids(split))
+    return Heldout(loss, heldout_ids(split)), doubts
 
 
-def _write(folder: Path, findings: "Findings", records: "RecordSet", sources: _Sources) -> None:
+def _write(folder: Path, findings: "Findings", records: "RecordSet", sources: _Sources, params: EvaluateParams) -> None:
     from latentflow.evaluation import exhibits, gallery, report, units
+    from latentflow.evaluation.caveats import not_measured
 
     units.write_units(folder, findings.units)
     exhibits.write_pictures(folder, findings)
@@ -232,21 +252,23 @@ def _write(folder: Path, findings: "Findings", records: "RecordSet", sources: _S
     write_json(folder / PROTOCOL, findings.protocol.to_json())
     write_text(folder / PLOT, _loss_csv(findings))
     write_text(folder / RANKS, _ranks_csv(findings, records))
-    sections = exhibits.sections(findings, records)
     top5 = [100 * asked.retrieval.top(5).mean for asked in (findings.train, findings.test)]
     subtitle = (
-        f"{findings.protocol.how}, seed {findings.protocol.seeds[0]}   ·   right one "
-        f"among the five nearest: {top5[0]:.0f} % of training captions, {top5[1]:.0f} % of held-out captions"
+        f"{findings.protocol.how}   ·   right one among the five nearest: {top5[0]:.0f} % of training captions, "
+        f"{top5[1]:.0f} % of held-out captions"
     )
-    gallery.sheet("What the model draws", subtitle, sections).save(folder / GALLERY, optimize=True)
+    show = exhibits.Exhibits(findings, records)
+    gallery.sheet("What the model draws", subtitle, show.gallery).save(folder / GALLERY, optimize=True)
     manifest = sources.records
     credit = f"Real pictures: {manifest.source}, {manifest.license}. {manifest.credit} Written by latentflow."
-    source = report.Source("latentflow: evaluation", sources.subject.digest, credit)
-    write_text(folder / REPORT, report.render(findings, sections, exhibits.failures(findings, records), source))
+    source = report.Source("latentflow: evaluation", sources.subject.digest, credit, not_measured(params.weights))
+    write_text(folder / REPORT, report.render(findings, show, source))
 
 
 def _loss_csv(findings: "Findings") -> str:
-    rows = [(r.sigma, r.mean, r.mean - r.half_width, r.mean + r.half_width) for r in findings.heldout.loss.by_sigma]
+    """One line per σ; only the head where the loss was not measured."""
+    levels = [] if findings.heldout is None else findings.heldout.loss.by_sigma
+    rows = [(r.sigma, r.mean, r.mean - r.half_width, r.mean + r.half_width) for r in levels]
     return _csv([("sigma", "loss", "low", "high"), *rows])
 
 
@@ -255,9 +277,11 @@ def _ranks_csv(findings: "Findings", records: "RecordSet") -> str:
     rows: list[tuple[object, ...]] = [("split", "id", "caption", "seed", "rank", "nearest_id")]
     for asked in (findings.train, findings.test):
         ranks, nearest = asked.retrieval.rank.tolist(), asked.retrieval.nearest.tolist()
-        for record, row_ranks, row_nearest in zip(asked.records, ranks, nearest, strict=True):
-            for seed, rank, index in zip(findings.protocol.seeds, row_ranks, row_nearest, strict=True):
-                rows.append((asked.split, record.id, record.caption, seed, rank, records.table[index].id))
+        for row, record in enumerate(asked.records):
+            for number in range(asked.captions.seeds):
+                found = records.table[nearest[row][number]].id
+                seed = asked.captions.seed(row, number)
+                rows.append((asked.split, record.id, record.caption, seed, ranks[row][number], found))
     return _csv(rows)
 
 
