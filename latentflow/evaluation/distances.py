@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latentflow.data.records import Record, spread_places
 from latentflow.evaluation import kernels
-from latentflow.evaluation.kernels import KernelDistance, kernel_distance
+from latentflow.evaluation.kernels import KernelDistance, Occurrence, kernel_distance
 from latentflow.evaluation.manifolds import Coverage, coverage
 from latentflow.evaluation.metrics import frechet_of_moments
 from latentflow.evaluation.plan import Captions
@@ -31,10 +31,11 @@ class SetDistance:
     @property
     def metrics(self) -> dict[str, float]:
         space, kernel = self.space, self.kernel
+        interval = {} if kernel.half_width is None else {f"{space.kernel}_half_width": kernel.half_width}
         return {
             space.frechet: self.frechet,
             space.kernel: kernel.value,
-            f"{space.kernel}_half_width": kernel.half_width,
+            **interval,
             f"precision_{space.name}": self.coverage.precision,
             f"recall_{space.name}": self.coverage.recall,
         }
@@ -58,7 +59,11 @@ def set_distance(
     """Between ``real`` (n, d), the features of ``records``, and ``drawn`` (captions, seeds, d)."""
     ids = [record.id for record in records]
     count, seeds = drawn.shape[:2]
-    weights = torch.tensor(captions.counts, dtype=torch.float64).repeat_interleave(seeds)
+    counts, chances = (torch.tensor(values, dtype=torch.float64) for values in (captions.counts, captions.chances))
+    weights = (counts / chances).repeat_interleave(seeds)
+    place_of = {record.caption: place for place, record in enumerate(captions.records)}
+    reference = spread_places(ids, kernels.REFERENCE)
+    asked = torch.tensor([place_of.get(records[place].caption, -1) for place in reference])
     used = max(1, min(seeds, min(len(real), kernels.REFERENCE) // count))
     compared = spread_places(ids, min(count * used, len(ids)))
     return SetDistance(
@@ -66,7 +71,7 @@ def set_distance(
         drawn=count * seeds,
         real=len(real),
         frechet=frechet_of_moments(*_moments(real), *_moments(drawn.flatten(0, 1), weights)),
-        kernel=kernel_distance(real[spread_places(ids, kernels.REFERENCE)], drawn, captions.counts),
+        kernel=kernel_distance(real[reference], drawn, Occurrence(counts, chances, asked)),
         coverage=coverage(real[compared], drawn[:, :used].flatten(0, 1)),
         coverage_captions=[record.id for record in captions.records],
         coverage_real=[ids[place] for place in compared],

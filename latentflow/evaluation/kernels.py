@@ -36,12 +36,14 @@ def gaussian(first: Tensor, second: Tensor, width: float = 10.0) -> Tensor:
 class KernelDistance:
     """An estimate, the half width of its 95 % interval, and the jackknife's pseudo-values behind that interval.
 
+    There is no interval (None) and there are no pseudo-values for fewer than three groups.
+
     A pseudo-value belongs to a fixed group of the drawn pictures; their mean is the estimate but for the jackknife's
     own correction, so two models that drew the same prompts compare group by group.
     """
 
     value: float
-    half_width: float
+    half_width: float | None
     by_group: list[float]
 
 
@@ -56,26 +58,47 @@ def groups_of(captions: int, seeds: int) -> Tensor:
     return unit % GROUPS
 
 
-def kernel_distance(real: Tensor, drawn: Tensor, counts: list[int] | None = None) -> KernelDistance:
+@dataclass(frozen=True)
+class Occurrence:
+    """How the asked captions occur in the data, so that pairs of pictures are weighed as pairs of records are.
+
+    ``counts`` (captions,): how many records have each; ``chances`` (captions,): with what probability it was chosen;
+    ``asked`` (real,): which asked caption each real picture has, -1 where none.
+    """
+
+    counts: Tensor
+    chances: Tensor
+    asked: Tensor
+
+    @classmethod
+    def once(cls, captions: int, real: int) -> "Occurrence":
+        """Of captions that are all asked and that no real picture has."""
+        ones = torch.ones(captions, dtype=torch.float64)
+        return cls(ones, ones, torch.full((real,), -1))
+
+
+def kernel_distance(real: Tensor, drawn: Tensor, occurrence: Occurrence | None = None) -> KernelDistance:
     """Squared MMD with KID's kernel between real features (n, d) and drawn ones (captions, seeds, d).
 
-    ``counts``: for how many records of a sample of the data each caption stands; one each by default. The estimate
-    is what an unbiased U-statistic over pictures of those records would be on average: pairs of pictures of one
-    caption count as often as such pairs occur in the sample, so several seeds of a caption that occurs once add
-    precision but no pairs. Unbiased means that equal distributions give 0 on average: small negative values are
-    normal. All pictures must be drawn with noise of their own.
+    It estimates the U-statistic over pairs of different records, a drawn picture standing for a record with its
+    caption (Horvitz and Thompson's weights): two seeds of a caption that one record has are no pair, those of a
+    frequent one are, and a drawn picture is held against all real ones but the one it stands for. So it is unbiased,
+    also where few captions repeat: equal distributions give 0 on average, and small negative values are normal. All
+    pictures must be drawn with noise of their own.
     """
     captions, seeds, width = drawn.shape
     real, rows = real.double(), drawn.reshape(-1, width).double()
-    weight = torch.tensor(counts or [1] * captions, dtype=torch.float64)
+    known = occurrence or Occurrence.once(captions, len(real))
+    count, chance = known.counts.double(), known.chances.double()
     group = groups_of(captions, seeds).flatten()
     member = torch.nn.functional.one_hot(group).double()
     caption = torch.arange(captions).repeat_interleave(seeds)
-    # Of the pictures of a caption: (its share of pairs among its own pictures) / (its share among all pictures).
-    alone = (weight - 1) / weight * seeds / max(seeds - 1, 1)
-    each = (weight / seeds)[caption]
+    # Pairs of one caption weigh count·(count-1)/chance in all, those of two captions the product of count/chance.
+    alone = chance * (count - 1) / count * seeds / max(seeds - 1, 1)
+    others = (count - 1) / count
+    each = (count / chance / seeds)[caption]
     pairs, pair_weights = torch.zeros(2, member.shape[1], member.shape[1], dtype=torch.float64)
-    crossed = torch.zeros(len(rows), dtype=torch.float64)
+    crossed, crossed_weights = torch.zeros(2, len(rows), dtype=torch.float64)
     for block, start in _blocks(rows):
         own = slice(start, start + len(block))
         weights = each[own, None] * each
@@ -84,8 +107,10 @@ def kernel_distance(real: Tensor, drawn: Tensor, counts: list[int] | None = None
         weights[torch.arange(len(block)), torch.arange(start, start + len(block))] = 0
         pairs += member[own].T @ (weights * polynomial(block, rows)) @ member
         pair_weights += member[own].T @ weights @ member
-        crossed[own] = polynomial(block, real).mean(1)
-    by_group = member.T @ (each * crossed), member.T @ each
+        across = torch.where(caption[own, None] == known.asked, others[caption[own], None], 1.0)
+        crossed[own] = (across * polynomial(block, real)).sum(1)
+        crossed_weights[own] = across.sum(1)
+    by_group = member.T @ (each * crossed), member.T @ (each * crossed_weights)
     within = _within(real)
     whole = _estimate(pairs, pair_weights, *by_group) + within
     left_out = [
@@ -109,9 +134,9 @@ def _without_one(count: int) -> Iterator[Tensor]:
             yield torch.arange(count) != number
 
 
-def _half_width(pseudo: list[float]) -> float:
-    if len(pseudo) < 2:
-        return math.inf
+def _half_width(pseudo: list[float]) -> float | None:
+    if not pseudo:
+        return None
     return Z95 * torch.tensor(pseudo, dtype=torch.float64).std().item() / math.sqrt(len(pseudo))
 
 

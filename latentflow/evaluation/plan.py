@@ -1,5 +1,6 @@
 """Which pictures are drawn for a verdict: a pure function of the records and the parameters, known before any model."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,13 +14,15 @@ from latentflow.params import EvaluateParams
 class Captions:
     """The distinct captions that are asked of one split, each drawn with ``seeds`` of its own.
 
-    ``records``: one per caption. ``counts``: for how many of the sampled records a caption stands, so that distances
-    weigh captions as the data do. ``first``: the seed of the first picture; the next picture has the next seed.
+    ``records``: one per caption. ``counts``: how many records of the split have it, and ``chances``: how probable it
+    was to be sampled, so that distances weigh captions as the data do. ``first``: the seed of the first picture; the
+    next picture has the next seed.
     """
 
     split: str
     records: list[Record]
     counts: list[int]
+    chances: list[float]
     seeds: int
     first: int
 
@@ -56,6 +59,7 @@ class Plan:
     test: Captions
     free_prompts: list[str]
     seed: int
+    train_records: int
 
     @classmethod
     def make(cls, records: Sequence[Record], params: EvaluateParams) -> "Plan":
@@ -68,13 +72,17 @@ class Plan:
         def captions(split: str, first: int) -> Captions:
             by_caption = sampled_captions(records, split, params.captions)
             chosen = [min(same, key=lambda record: record.id) for same in by_caption.values()]
-            counts = [len(same) for same in by_caption.values()]
-            seeds = max(params.seeds, -(-sum(counts) // len(counts))) if counts else params.seeds
-            return Captions(split, chosen, counts, seeds, first)
+            sampled = sum(map(len, by_caption.values()))
+            every = Counter(record.caption for record in records if record.split == split)
+            counts = [every[caption] for caption in by_caption]
+            missed = 1 - sampled / max(every.total(), 1)
+            seeds = max(params.seeds, -(-sampled // max(len(chosen), 1)))
+            return Captions(split, chosen, counts, [1 - missed**count for count in counts], seeds, first)
 
         train = captions("train", params.seed)
         test = captions("test", params.seed + len(train.records) * train.seeds)
-        return cls(train, test, list(params.gallery_prompts), params.seed)
+        total = sum(record.split == "train" for record in records)
+        return cls(train, test, list(params.gallery_prompts), params.seed, total)
 
     @property
     def asked(self) -> list[Request]:

@@ -65,7 +65,8 @@ def _cards(findings: Findings) -> list[tuple[str, str, str]]:
     for distance in findings.distances[-1:]:
         kernel = distance.kernel
         value = f"{1000 * kernel.value:.3g}"
-        more = f"± {1000 * kernel.half_width:.2g}, in thousandths, {distance.drawn:,} drawn"
+        interval = "" if kernel.half_width is None else f"± {1000 * kernel.half_width:.2g}, "
+        more = f"{interval}in thousandths, {distance.drawn:,} drawn"
         cards.append((f"Kernel distance, {distance.space.name}", value, more))
     suspects = findings.memorisation.suspects
     cards.append(("Memorised, of held-out", f"{100 * suspects.mean:.1f} %", "real held-out pictures: 5.0 %"))
@@ -156,7 +157,9 @@ def _distance_rows(findings: Findings) -> list[tuple[str, str, str]]:
             (
                 distance.space.kernel,
                 f"{kernel.value:.3g}",
-                f"± {kernel.half_width:.2g}, unbiased; {sizes}" + ("; not a KID" if plain else ""),
+                ("" if kernel.half_width is None else f"± {kernel.half_width:.2g}, ")
+                + f"unbiased; {sizes}"
+                + ("; not a KID" if plain else ""),
             ),
             (
                 f"Precision and recall, {name}",

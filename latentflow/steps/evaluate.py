@@ -209,7 +209,7 @@ def _check(plan: "Plan", params: EvaluateParams, records: Path) -> None:
         )
     if not plan.test.records:
         raise LatentflowError(f"{records} holds no test records: raise ingest.test_fraction and run ingest again.")
-    if (found := sum(plan.train.counts)) < params.captions:
+    if (found := plan.train_records) < params.captions:
         log.warning("evaluate.captions is %d, but there are only %d training records", params.captions, found)
 
 

@@ -119,11 +119,13 @@ def test_captions_that_repeat_are_drawn_as_often_as_the_sample_is_large():
     records = [record(n, caption=f"digit {n % 3}", split="test" if n % 5 == 0 else "train") for n in range(300)]
     plan = Plan.make(records, params())
     assert len(plan.train.records) == 3
-    assert sum(plan.train.counts) == 64
+    assert sum(plan.train.counts) == plan.train_records == 240
+    assert plan.train.chances == pytest.approx([1.0] * 3, abs=1e-6)
     assert plan.train.seeds == math.ceil(64 / 3)
     assert len(plan.train.requests) >= 64
     unique = Plan.make([record(n, split="test" if n % 2 else "train") for n in range(200)], params())
     assert (unique.train.seeds, unique.train.counts) == (2, [1] * 64)
+    assert unique.train.chances == pytest.approx([0.64] * 64)
 
 
 def test_no_two_pictures_share_a_seed_but_the_free_prompts():
@@ -137,7 +139,7 @@ def test_no_two_pictures_share_a_seed_but_the_free_prompts():
 def test_a_set_distance_has_its_parts_and_units():
     records = [record(n) for n in range(30)]
     real, drawn = normal(30, 6), normal(10, 2, 6, seed=1)
-    captions = Captions("train", records[:10], [1] * 10, 2, 0)
+    captions = Captions("train", records[:10], [1] * 10, [1 / 3] * 10, 2, 0)
     found = set_distance(PIXELS8, records, real, captions, drawn)
     assert found.frechet == pytest.approx(frechet_distance(real, drawn.flatten(0, 1)))
     assert (found.drawn, found.real) == (20, 30)
@@ -149,6 +151,6 @@ def test_a_set_distance_has_its_parts_and_units():
 
 def test_more_pictures_than_real_ones_are_compared_with_as_many():
     records = [record(n) for n in range(12)]
-    captions = Captions("train", records[:10], [1] * 10, 4, 0)
+    captions = Captions("train", records[:10], [1] * 10, [1.0] * 10, 4, 0)
     found = set_distance(PIXELS8, records, normal(12, 3), captions, normal(10, 4, 3, seed=1))
     assert len(found.coverage.precise) == len(found.coverage.recalled) == 10
