@@ -409,14 +409,67 @@ class EvaluateParams(Section):
     gallery_prompts: list[str] = Field(max_length=64, description="free captions in the gallery, in the data or not")
 
 
+# A figure of metrics.json.
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
+# In the metric's own unit, or as a share of the champion's value.
+Tolerance = Annotated[float, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?%$")]
+
+
+def _absent(value: float | None) -> bool:
+    return value is None
+
+
+class Threshold(Section):
+    # What is not given is in no dump either: Kubeflow carries no nulls.
+    min: float | None = Field(None, exclude_if=_absent, description="the figure must not be below this")
+    max: float | None = Field(None, exclude_if=_absent, description="the figure must not be above this")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("a threshold needs min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}: nothing could pass")
+        return self
+
+
+class GateParams(Section):
+    thresholds: dict[MetricName, Threshold] = Field(
+        description="figures and what they must reach whatever the champion does, such as heldout_loss: {max: 0.9}"
+    )
+    comparisons: dict[MetricName, Tolerance] = Field(
+        description="figures in which a model must not be worse than the champion, and by how much it may be: in the "
+        "figure's unit, or `2%` of the champion's value"
+    )
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
+        description="of the interval of the difference: what it excludes is taken to be so"
+    )
+
+
 class RegisterParams(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\- ]*$", description="name of the registered model")
     champion_alias: str = Field(
-        pattern=r"^[a-z][a-z0-9_-]*$", description="alias of the model in use; given to the first"
+        pattern=r"^[a-z][a-z0-9_-]*$", description="alias of the model in use; given to the first that passes the gate"
     )
     challenger_alias: str = Field(
-        pattern=r"^[a-z][a-z0-9_-]*$", description="alias of a newer model while there is a champion"
+        pattern=r"^[a-z][a-z0-9_-]*$", description="alias of the newest model that the gate does not refuse"
     )
+    previous_alias: str = Field(
+        pattern=r"^[a-z][a-z0-9_-]*$", description="alias of the champion before this one, for `latentflow rollback`"
+    )
+    promote: Literal["by_hand", "when_passed"] = Field(
+        description="who makes a passed challenger the champion: `latentflow promote`, or register itself"
+    )
+    refused: Literal["keep", "fail"] = Field(
+        description="a refused model is registered without an alias; `fail` also ends the step with an error"
+    )
+    gate: GateParams = Field(description="what a model must reach")
+
+    @model_validator(mode="after")
+    def _aliases_differ(self) -> Self:
+        if len({self.champion_alias, self.challenger_alias, self.previous_alias}) < 3:
+            raise ValueError("champion_alias, challenger_alias and previous_alias must be three names")
+        return self
 
 
 class Params(Section):

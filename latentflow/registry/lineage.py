@@ -1,6 +1,8 @@
 """Where a model comes from: code, environment, parameters, as flat text that any MLflow store can hold."""
 
+import getpass
 import os
+import socket
 import subprocess
 from collections.abc import Mapping
 from typing import Any
@@ -68,6 +70,16 @@ def split_params(lineage: Mapping[str, str]) -> tuple[dict[str, str], dict[str, 
 def tags(lineage: Mapping[str, str]) -> dict[str, str]:
     """A lineage as MLflow tags, `latentflow.<key>`; its parameters are left out."""
     return {f"latentflow.{key}": value for key, value in split_params(lineage)[0].items()}
+
+
+def author() -> str:
+    """Who is at work, for people: user and machine, and the Kubeflow run if there is one."""
+    try:
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
+    except (OSError, KeyError):  # A pod's numeric user has no name.
+        user = f"uid {os.getuid()}"
+    run = os.environ.get("KFP_RUN_ID")
+    return f"{user}@{socket.gethostname()}" + (f", Kubeflow run {run}" if run else "")
 
 
 def _git(*arguments: str) -> str:
