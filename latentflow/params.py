@@ -529,6 +529,8 @@ class EvaluateInputs(Section):
 
 class RegisterInputs(Section):
     register_: RegisterParams = Field(alias="register")
+    # How the champion is judged, where the registry holds no evaluation of it that compares.
+    evaluate: EvaluateParams
 
 
 # What each step reads; the DVC stages, the KFP components and the fingerprints all follow from it.

@@ -22,13 +22,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from latentflow.errors import RegistryError
-from latentflow.registry import store
+from latentflow.registry import marks, store
 from latentflow.registry.lineage import author
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-LEDGER = "latentflow.ledger"
 LEASE_SECONDS = 30.0
 POLL_SECONDS = 0.2
 PATIENCE = 10
@@ -46,21 +45,26 @@ class LostTurnError(RegistryError):
 
 
 class Turn:
-    """The right to change a registered model's aliases, while it lasts."""
+    """The right to change a registered model's aliases, those of ``names``, while it lasts."""
 
-    def __init__(self, ledger: "_Ledger", name: str, number: int) -> None:
+    def __init__(self, ledger: "_Ledger", name: str, names: Iterable[str], number: int) -> None:
         self._ledger = ledger
         self._name = name
+        self._names = tuple(names)
         self._number = number
 
-    def move(self, after: Aliases) -> Aliases:
-        """Moves the aliases that ``after`` names, in its order; returns where they were. Repeats nothing."""
-        before = read_aliases(self._ledger.client, self._name, after)
-        if before != dict(after):
-            plan = json.dumps({"before": dict(before), "after": dict(after)})
-            self._require(self._ledger.write(_key(self._number, "plan"), plan))
-            _apply(self._ledger.client, self._name, after, check=self._check)
-        return before
+    def aliases(self) -> dict[str, str]:
+        """Where the aliases are now: version numbers, "" for none."""
+        return _read_aliases(self._ledger.client, self._name, self._names)
+
+    def move(self, after: Aliases) -> None:
+        """Moves the aliases that ``after`` names, in its order; at most once in a turn."""
+        before = self.aliases()
+        plan = {**after, **{alias: version for alias, version in before.items() if alias not in after}}
+        if before != plan:
+            text = json.dumps({"before": before, "after": plan})
+            self._require(self._ledger.write(_key(self._number, "plan"), text))
+            _apply(self._ledger.client, self._name, plan, check=self._check)
 
     def _check(self) -> None:
         self._require(_key(self._number, "end") not in self._ledger.read())
@@ -78,8 +82,8 @@ def _lost(name: str) -> LostTurnError:
 
 
 @contextmanager
-def turn(client: "MlflowClient", name: str, purpose: str) -> Iterator[Turn]:
-    """Waits for the turn at the registered model ``name``, which must exist, and holds it inside.
+def turn(client: "MlflowClient", name: str, names: Iterable[str], purpose: str) -> Iterator[Turn]:
+    """Waits for the turn at the aliases ``names`` of the registered model ``name``, which must exist, and holds it.
 
     What a process that died in its turn left half done is finished first. Raises RegistryError when others keep the
     turn for minutes, LostTurnError when this one took too long.
@@ -89,7 +93,7 @@ def turn(client: "MlflowClient", name: str, purpose: str) -> Iterator[Turn]:
         number, outcome = ledger.claim(purpose), _BROKEN
         try:
             _finish(ledger, name)
-            yield Turn(ledger, name, number)
+            yield Turn(ledger, name, names, number)
             outcome = _DONE
         finally:
             mine = ledger.write(_key(number, "end"), f"{outcome} by {ledger.holder}")
@@ -99,7 +103,7 @@ def turn(client: "MlflowClient", name: str, purpose: str) -> Iterator[Turn]:
             raise _lost(name)
 
 
-def read_aliases(client: "MlflowClient", name: str, wanted: Iterable[str]) -> dict[str, str]:
+def _read_aliases(client: "MlflowClient", name: str, wanted: Iterable[str]) -> dict[str, str]:
     """Where the ``wanted`` aliases are, in their order."""
     found = client.get_registered_model(name).aliases
     return {alias: str(found.get(alias, "")) for alias in wanted}
@@ -117,7 +121,7 @@ def create_model(client: "MlflowClient", name: str) -> None:
             raise
     run_id = _new_run(client, name)
     try:
-        client.create_registered_model(name, tags={LEDGER: run_id})
+        client.create_registered_model(name, tags={marks.LEDGER: run_id})
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -178,7 +182,7 @@ def _ledger_run(client: "MlflowClient", name: str) -> str:
     """The run that the model's tag names; a model of another maker, or one whose ledger was deleted, gets a new one."""
     run_id = _named_run(client, name)
     if not run_id:
-        client.set_registered_model_tag(name, LEDGER, _new_run(client, name))
+        client.set_registered_model_tag(name, marks.LEDGER, _new_run(client, name))
         # Of two that do so at once the last one's stays.
         time.sleep(SETTLE_SECONDS)
         run_id = _named_run(client, name)
@@ -188,7 +192,7 @@ def _ledger_run(client: "MlflowClient", name: str) -> str:
 def _named_run(client: "MlflowClient", name: str) -> str:
     from mlflow.exceptions import MlflowException
 
-    run_id = str(client.get_registered_model(name).tags.get(LEDGER, ""))
+    run_id = str(client.get_registered_model(name).tags.get(marks.LEDGER, ""))
     try:
         return run_id if run_id and client.get_run(run_id).info.lifecycle_stage == "active" else ""
     except MlflowException as error:
@@ -198,7 +202,7 @@ def _named_run(client: "MlflowClient", name: str) -> str:
 
 
 def _new_run(client: "MlflowClient", name: str) -> str:
-    run = client.create_run(store.experiment_id(client), tags={LEDGER: name}, run_name=f"aliases of {name}")
+    run = client.create_run(store.experiment_id(client), tags={marks.LEDGER: name}, run_name=f"aliases of {name}")
     client.update_run(run.info.run_id, status="FINISHED")  # set_terminated prints its address
     return str(run.info.run_id)
 
@@ -207,7 +211,7 @@ def _apply(client: "MlflowClient", name: str, after: Aliases, check: Callable[[]
     """Moves what is not there yet, one by one; ``check`` is called before each."""
     from mlflow.exceptions import MlflowException
 
-    now = read_aliases(client, name, after)
+    now = _read_aliases(client, name, after)
     for alias, version in after.items():
         if now[alias] == version:
             continue
@@ -230,7 +234,7 @@ def _finish(ledger: _Ledger, name: str) -> None:
     ended = entries.get(_key(number, "end"), "")
     if not plan or ended.startswith(_DONE) or _key(number, "finished") in entries:
         return
-    now = read_aliases(ledger.client, name, plan["after"])
+    now = _read_aliases(ledger.client, name, plan["after"])
     if all(now[alias] in (plan["before"][alias], plan["after"][alias]) for alias in now):
         log.warning("finishing what turn %d of %r planned and did not complete", number, name)
         _follow(ledger.client, name, plan["after"])

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from latentflow.errors import LatentflowError, RegistryError
-from latentflow.registry import ledger, store
+from latentflow.registry import ledger, marks, store
 from latentflow.registry.lineage import author
 from latentflow.registry.pulling import ModelUri, find_model, find_version
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from latentflow.params import RegisterParams
 
-STATUS = "validation_status"
-AGAINST = "latentflow.gate.champion"
 REASON_LENGTH = 1000
 
 
@@ -59,9 +57,9 @@ def promote(client: "MlflowClient", wanted: ModelUri, reason: str = "", aliases:
     aliases = aliases or Aliases()
     reason = _checked(reason)
     find_version(client, wanted)  # A name or version that is not there needs no turn to be refused.
-    with ledger.turn(client, wanted.name, f"promote {_address(wanted)}") as turn:
+    with ledger.turn(client, wanted.name, aliases, f"promote {_address(wanted)}") as turn:
         version = find_version(client, wanted)
-        now = ledger.read_aliases(client, wanted.name, aliases)
+        now = turn.aliases()
         number = str(version.version)
         if now[aliases.champion] == number:
             return Change(wanted.name, now, now)
@@ -73,15 +71,15 @@ def promote(client: "MlflowClient", wanted: ModelUri, reason: str = "", aliases:
 def crown(client: "MlflowClient", turn: ledger.Turn, version: "ModelVersion", aliases: Aliases, reason: str) -> Change:
     """Makes ``version`` the champion, inside a turn."""
     name, number = version.name, str(version.version)
-    now = ledger.read_aliases(client, name, aliases)
+    now = turn.aliases()
     # In this order whoever reads @champion meanwhile gets the old one or the new one.
     after = {aliases.previous: now[aliases.champion] or now[aliases.previous], aliases.champion: number}
     after[aliases.challenger] = "" if now[aliases.challenger] == number else now[aliases.challenger]
-    before = turn.move(after)
+    turn.move(after)
     _tell(client, name, number, "promoted", reason)
     if replaced := now[aliases.champion]:
         _tell(client, name, replaced, "retired", f"version {number} was promoted: {reason}")
-    return Change(name, before, after)
+    return Change(name, now, after)
 
 
 def rollback(client: "MlflowClient", name: str, reason: str, aliases: Aliases | None = None) -> Change:
@@ -90,34 +88,34 @@ def rollback(client: "MlflowClient", name: str, reason: str, aliases: Aliases | 
     if not (reason := _checked(reason)):
         raise LatentflowError("A rollback needs a reason: say in --reason what is wrong with the champion.")
     find_model(client, name)
-    with ledger.turn(client, name, "rollback") as turn:
-        now = ledger.read_aliases(client, name, aliases)
+    with ledger.turn(client, name, aliases, "rollback") as turn:
+        now = turn.aliases()
         bad, good = now[aliases.champion], now[aliases.previous]
         if not good:
             raise RegistryError(
                 f"Model {name!r} has no version @{aliases.previous} to go back to: promote another version."
             )
         after = {aliases.champion: good, aliases.previous: bad}
-        before = turn.move(after)
+        turn.move(after)
         _tell(client, name, good, "promoted", f"rollback: {reason}")
         if bad:
             _tell(client, name, bad, "retired", f"rollback: {reason}")
-        return Change(name, before, after)
+        return Change(name, now, {**now, **after})
 
 
 def _passed(version: "ModelVersion", champion: str, aliases: Aliases) -> str:
     """The reason that the gate gives; RegistryError where it gives none."""
-    status, against = version.tags.get(STATUS, "unknown"), version.tags.get(AGAINST, "")
+    status, against = version.tags.get(marks.STATUS, "unknown"), version.tags.get(marks.CHAMPION, "")
     what = f"Version {version.version} of {version.name!r}"
     if status != "passed":
         raise RegistryError(
-            f"{what} has {STATUS} {status!r}, not 'passed': look at its description in MLflow, and promote it with "
-            "--reason if you know better."
+            f"{what} has {marks.STATUS} {status!r}, not 'passed': read its description in MLflow, and give a "
+            "--reason to promote it all the same."
         )
     if against != champion:
         raise RegistryError(
             f"{what} passed against {_shown(against)}, and @{aliases.champion} is {_shown(champion)} now: run "
-            "`latentflow register` with it again, or promote it with --reason."
+            "`latentflow register` with it again, or give a --reason to promote it all the same."
         )
     return f"passed the gate against {_shown(against)}"
 
