@@ -13,7 +13,10 @@ from latentflow.manifest import RegistrationManifest
 RUNNER = CliRunner()
 
 
-@pytest.mark.parametrize("command", [*parameters.STEP_INPUTS, "average", "generate", "pull", "summary", "params"])
+@pytest.mark.parametrize(
+    "command",
+    [*parameters.STEP_INPUTS, "average", "generate", "pull", "promote", "rollback", "lineage", "summary", "params"],
+)
 def test_every_command_explains_itself(command: str) -> None:
     shown = RUNNER.invoke(app, [command, "--help"])
     assert shown.exit_code == 0
@@ -25,7 +28,7 @@ def test_params_lists_every_field_of_the_file() -> None:
     values = parameters.load(Path(__file__).parents[1] / "params.yaml").model_dump(by_alias=True)
 
     def names(prefix: str, value: object) -> set[str]:
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and prefix not in listed:
             return set().union(*(names(f"{prefix}.{key}" if prefix else key, inner) for key, inner in value.items()))
         return {prefix}
 
