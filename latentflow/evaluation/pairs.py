@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-# Shares of hits per caption: one caption's value is a multiple of 1 / seeds between 0 and 1.
-_SHARES = re.compile(r"retrieval/.+/top\d+")
+# Shares: one unit's value is a multiple of 1 / pictures between 0 and 1.
+_SHARES = re.compile(r"retrieval/.+/top\d+|memorised/.+")
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,8 @@ def summary(package: "Package", verdict: "Verdict") -> str:
     figures = [_figure(name, package.evaluation.metrics) for name in HEADLINES if name in package.evaluation.metrics]
     measured = f"Measured: {', '.join(figures)}" if figures else "Measured: see the tags latentflow.metric"
     reference = str(protocol.get("reference_digest", ""))
-    seeds = ", ".join(map(str, protocol.get("seeds", [])))
-    how = f"(seeds {seeds}, {protocol.get('real_pictures', '?')} real pictures of digest {reference[:12]})"
+    asked = f"{protocol.get('train_captions', 0):,} training and {protocol.get('test_captions', 0):,} held-out captions"
+    how = f"({asked}, {protocol.get('real_pictures', 0):,} real pictures of digest {reference[:12]})"
     data = _data(split_params(package.model.lineage)[0], " ")
     return "\n\n".join([_what(package), f"{measured} {how}.", sentence(verdict), f"Data: {data}"])
 
@@ -147,6 +147,8 @@ def _data(lineage: Mapping[str, str], between: str) -> str:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{name} {one}" for name, one in value.items()] or "none"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
 

@@ -17,11 +17,12 @@ from typing import Any
 from latentflow.errors import LatentflowError
 from latentflow.evaluation.directions import direction
 from latentflow.evaluation.pairs import Paired, paired
+from latentflow.evaluation.protocol import OWN
 from latentflow.files import digest_json
 from latentflow.params import GateParams, Threshold
 
 # Figures of the machine as much as of the model.
-_OF_THE_DEVICE = ("seconds_per_picture", "peak_memory_mb")
+_OF_THE_DEVICE = ("seconds_", "memory_")
 
 
 class Status(StrEnum):
@@ -122,8 +123,6 @@ def verdict(
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> set[str]:
     """The fields of two protocols that differ, apart from what a model ships with."""
-    from latentflow.evaluation.judge import OWN
-
     names = (first.keys() | second.keys()) - OWN - {"comparison"}
     return {name for name in names if first.get(name) != second.get(name)}
 
@@ -200,8 +199,9 @@ def _apart(names: set[str], first: Mapping[str, Any], second: Mapping[str, Any],
         f"{told.get(name, name)} ({_short(first.get(name))} and {_short(second.get(name))})" for name in sorted(names)
     )
     return (
-        f"This evaluation and that of version {version} differ in {what}, so their figures do not compare: give "
-        "--encoded and --records of the data that this model was judged on, and the champion is judged on them too."
+        f"This evaluation and that of version {version} differ in {what}, so their figures do not compare: "
+        "register with --encoded and --records of the data that this model was judged on, and with the evaluate "
+        "parameters of then; the champion is judged the same way."
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,7 +93,7 @@ def _judge(
     records: Path | None,
     parts: Sequence[Path | str],
 ) -> "Judge | None":
-    """Judges a pipeline as the model was: with its captions and seeds, on the records that it was judged on."""
+    """Judges a pipeline as the model was, on the records that it was judged on."""
     if encoded is None or records is None:
         return None
     reference, protocol = RecordsManifest.read(records).digest, package.protocol
@@ -101,14 +102,11 @@ def _judge(
             f"{package.results} was made with other records ({protocol['reference_digest'][:12]}) than those in "
             f"{records} ({reference[:12]}): give those, or run `latentflow evaluate` again."
         )
-    captions = max(protocol.get("train_captions", 0), protocol.get("test_captions", 0)) or params.captions
-    seeds = protocol.get("seeds") or [params.seed + number for number in range(params.seeds)]
-    same = params.model_copy(update={"captions": captions, "seeds": len(seeds), "seed": seeds[0]})
 
     def judge(pipeline: Path, digest: str, folder: Path) -> None:
         from latentflow.steps import evaluate
 
-        evaluate.judge_folder(same, pipeline, encoded, records, folder, parts, digest)
+        evaluate.judge_folder(params, pipeline, encoded, records, folder, parts, digest)
 
     return judge
 
@@ -121,7 +119,7 @@ def _register(params: RegisterParams, package: "Package", model: Path, judge: "J
     with store.mlflow_errors(f"register {params.name!r}"):
         registration = versions.Registration(client, params, package, _metrics(model))
         version, verdict = registration.register(gate.compare)
-    _keep(version, verdict)
+    _keep(version, verdict, gate)
     return version
 
 
@@ -156,12 +154,16 @@ class _Gate:
         return verdict(rules, candidate, judged.read(self.champion), number)
 
 
-def _keep(version: "Version", verdict: "Verdict") -> None:
+def _keep(version: "Version", verdict: "Verdict", gate: _Gate) -> None:
     """Writes the verdict's files to the work store: the next run, which finds nothing to do, hands them out again."""
+    from latentflow.evaluation.comparison import page
     from latentflow.registry import verdict_text
 
     address = f"models:/{version.name}/{version.version}"
     with atomic_folder(_kept(version)) as folder:
+        if gate.champion is not None:
+            with suppress(LatentflowError):  # The verdict says already where the two do not compare.
+                write_text(folder / COMPARISON, page(gate.results, gate.champion))
         write_text(folder / VERDICT, verdict_text.markdown(address, version.alias, verdict))
         write_json(folder / VERDICT_JSON, asdict(verdict))
 

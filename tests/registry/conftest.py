@@ -2,8 +2,11 @@
 
 import shutil
 import socket
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -109,3 +112,25 @@ def closed_port(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> int:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     return port
+
+
+@pytest.fixture
+def server(closed_port: int, empty_store: Path, tmp_path: Path) -> Iterator[str]:
+    """`mlflow server` on the port that MLFLOW_TRACKING_URI names already."""
+    uri = f"http://127.0.0.1:{closed_port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(closed_port)]
+    database = shutil.copy(empty_store, tmp_path / "server.db")
+    places = ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(tmp_path / "kept")]
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen([*command, *places, "--workers", "1"], cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield uri
+    finally:
+        process.terminate()
+        process.wait(timeout=30)

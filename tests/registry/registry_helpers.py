@@ -58,7 +58,7 @@ def write_evaluation(
     """What `latentflow evaluate` leaves behind, as far as registering reads it: 100 captions, hits by the guidance."""
     folder.mkdir()
     own = {"sampler": "euler", "steps": 3, "guidance": guidance, "pipeline_class": "StableDiffusionPipeline"}
-    same = {"version": 3, "seeds": [0], "reference_digest": reference, "train_captions": 100, "device": "cpu"}
+    same = {"version": 3, "seed": 0, "reference_digest": reference, "train_captions": 100, "device": "cpu"}
     (folder / "protocol.json").write_text(json.dumps(own | same))
     hits = {f"caption {number}": float(number < 10 * guidance) for number in range(100)}
     metrics = {"retrieval/train/top5": 0.1 * guidance, "heldout_loss_by_sigma/0.50": 0.8}

@@ -1,12 +1,6 @@
 """The same against a real MLflow server that also keeps the artifacts, as in a cluster."""
 
 import json
-import shutil
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,28 +10,6 @@ from latentflow.registry import pulling, store, tracking
 from latentflow.steps import register
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def server(closed_port: int, empty_store: Path, tmp_path: Path) -> Iterator[str]:
-    """`mlflow server` on the port that MLFLOW_TRACKING_URI names already."""
-    uri = f"http://127.0.0.1:{closed_port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(closed_port)]
-    database = shutil.copy(empty_store, tmp_path / "server.db")
-    places = ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(tmp_path / "kept")]
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen([*command, *places, "--workers", "1"], cwd=tmp_path, stdout=log, stderr=log)
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield uri
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
 
 
 def test_runs_versions_and_pulling_through_a_server(
