@@ -242,6 +242,22 @@ def rollback(
     typer.echo(change)
 
 
+@app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    project: Annotated[Path, typer.Option(help="Folder of the project that is compared.")] = Path(),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print where a model comes from, back to data and code, and what has changed since in the working tree."""
+    from latentflow.registry import chain, chain_text, drift, pulling, store
+
+    wanted = pulling.parse(model)
+    with store.mlflow_errors(f"tell where {model} comes from"):
+        link = chain.chain(store.connect(create=False), wanted)
+    since = drift.drift(link, project)
+    typer.echo(chain_text.as_json(link, since) if as_json else chain_text.tree(link, since))
+
+
 def _aliases(params: Path) -> Any:
     """What the project calls its aliases; outside of a project they have their usual names."""
     from latentflow.registry.promotion import Aliases

@@ -5,11 +5,13 @@ import os
 import socket
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from latentflow import __version__
+from latentflow.registry.dvc_files import data_digests
 
 # In a lineage, a key with this prefix is a parameter of the run; with it a run can be rebuilt in another store.
 PARAMS = "params."
@@ -23,6 +25,7 @@ def lineage_from_environment() -> dict[str, str]:
     """What this process can tell: latentflow_version, git_commit, git_dirty, kfp_run_id, dvc_stage, image.
 
     Only what is known is in it. Without a repository the commit is LATENTFLOW_GIT_SHA (an image's build argument).
+    In a stage of DVC there is also `dvc/<path>`, DVC's digest of each output that the stage reads.
     """
     lineage = {"latentflow_version": __version__}
     if commit := _git("rev-parse", "HEAD"):
@@ -33,6 +36,9 @@ def lineage_from_environment() -> dict[str, str]:
     elif (commit := os.environ.get("LATENTFLOW_GIT_SHA", "unknown")) != "unknown":
         lineage["git_commit"] = commit
     lineage.update({name: os.environ[key] for key, name in _ENVIRONMENT.items() if os.environ.get(key)})
+    if stage := lineage.get("dvc_stage"):
+        # DVC runs a stage's command in the folder of its dvc.yaml, with what it reads locked before.
+        lineage.update({f"dvc/{path}": md5 for path, md5 in data_digests(Path(), stage).items()})
     return lineage
 
 
