@@ -31,7 +31,8 @@ from latentflow.data.records import RecordSet, spread
 from latentflow.encoders import vae as vae_room
 from latentflow.evaluation import retrieval
 from latentflow.evaluation.drawing import Artist, Request, Settings
-from latentflow.evaluation.metrics import Share, kernel_distance, pixels8
+from latentflow.evaluation.kernels import kernel_distance
+from latentflow.evaluation.metrics import Share, pixels8
 from latentflow.manifest import ModelManifest
 from latentflow.params import Params, for_step
 from latentflow.pictures import to_bytes
@@ -117,7 +118,7 @@ class Judge:
     def cells(self, pictures: Tensor) -> list[str]:
         """Label fidelity with its interval, and the kernel distance in thousandths."""
         found = retrieval.retrieve(retrieval.features(pictures)[:, None], self.features, self.right).top(1)
-        return [percent(found), f"{1000 * kernel_distance(self.pixels8, pixels8(pictures)):.2f}"]
+        return [percent(found), f"{1000 * kernel_distance(self.pixels8, pixels8(pictures)[:, None]).value:.2f}"]
 
 
 def percent(found: Share) -> str:

@@ -9,7 +9,9 @@ from latentflow import params as parameters
 from latentflow.data.records import RecordSet, spread
 from latentflow.evaluation import retrieval
 from latentflow.evaluation.drawing import Artist, Request, Settings
-from latentflow.evaluation.metrics import kernel_distance, pixels8
+from latentflow.evaluation.kernels import kernel_distance
+from latentflow.evaluation.metrics import pixels8
+from latentflow.evaluation.plan import sampled_captions
 from latentflow.evaluation.retrieval import Retrieval
 
 PARAMS = parameters.load(Path(__file__).resolve().parents[1] / "params.yaml").evaluate
@@ -22,8 +24,8 @@ class Judge:
     def __init__(self, model: Path, records: Path, count: int) -> None:
         self.pipeline = model / "pipeline"
         record_set = RecordSet.open(records)
-        judged = {record.id for record in retrieval.choose_captions(record_set.table, "train", PARAMS.captions)}
-        asked = spread([record for record in record_set.split("train") if record.id not in judged], count)
+        judged = sampled_captions(record_set.table, "train", PARAMS.captions)
+        asked = spread([record for record in record_set.split("train") if record.caption not in judged], count)
         self.requests = [Request(record.caption, SEED) for record in asked]
         self.right = retrieval.right_ones(asked, record_set.table)
         chunks = list(retrieval.picture_chunks(record_set, self.settings().height))
@@ -50,4 +52,4 @@ class Judge:
 
     def kernel(self, pictures: Tensor) -> float:
         """Kernel distance to all real pictures, in ``pixels8``."""
-        return kernel_distance(self.real_pixels8, pixels8(pictures))
+        return kernel_distance(self.real_pixels8, pixels8(pictures)[:, None]).value

@@ -231,15 +231,87 @@ def register(
     overrides: Overrides = None,
     model: Model = MODEL,
     evaluation: Evaluation = EVALUATION,
+    encoded: Annotated[
+        str, typer.Option(help="Encoded set on which the champion is judged too; data/encoded if that is there.")
+    ] = "",
+    records: Annotated[
+        Path | None, typer.Option(help="Records of the same; data/records if that is there.", show_default=False)
+    ] = None,
     out: Out = REGISTRATION,
     force_rerun: Token = "",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if the gate refuses the model; register.refused=fail.")
+    ] = False,
 ) -> None:
-    """Register the model with its evaluation in MLflow; the same pair gives the same version."""
-    inputs = _inputs("register", params, overrides)
+    """Register the model with its evaluation in MLflow, and say whether it may replace the champion.
+
+    The same pair gives the same version. A model that the gate refuses is kept as a version without an alias.
+    """
+    inputs = _inputs("register", params, [*(overrides or []), *(["register.refused=fail"] if strict else [])])
     from latentflow.steps import register as step
 
-    manifest = step.run(inputs, model, evaluation, out, force_rerun)
-    _show(manifest, evaluation)
+    encoded_set = encoded or (str(ENCODED) if ENCODED.is_dir() else None)
+    real = records or (RECORDS if RECORDS.is_dir() else None)
+    manifest = step.run(inputs, model, evaluation, out, force_rerun, encoded_set, real)
+    _show(manifest, evaluation, out)
+
+
+Reason = Annotated[str, typer.Option(help="Why; it is written on the versions.")]
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS.")],
+    reason: Reason = "",
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Make a version the champion, and the champion the previous one.
+
+    Without --reason only a version that passed the gate against the champion of now.
+    """
+    from latentflow.registry import promotion, pulling, store
+
+    wanted = pulling.parse(model)
+    with store.mlflow_errors(f"promote {model}"):
+        change = promotion.promote(store.connect(create=False), wanted, reason, _aliases(params))
+    typer.echo(change)
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="The registered model.")],
+    reason: Annotated[str, typer.Option(help="What is wrong with the champion; it is written on the versions.")],
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Exchange the champion and the previous champion."""
+    from latentflow.registry import promotion, store
+
+    with store.mlflow_errors(f"roll back {name}"):
+        change = promotion.rollback(store.connect(create=False), name, reason, _aliases(params))
+    typer.echo(change)
+
+
+@app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    project: Annotated[Path, typer.Option(help="Folder of the project that is compared.")] = Path(),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print where a model comes from, back to data and code, and what has changed since in the working tree."""
+    from latentflow.registry import chain, chain_text, drift, pulling, store
+
+    wanted = pulling.parse(model)
+    with store.mlflow_errors(f"tell where {model} comes from"):
+        link = chain.chain(store.connect(create=False), wanted)
+    since = drift.drift(link, project)
+    typer.echo(chain_text.as_json(link, since) if as_json else chain_text.tree(link, since))
+
+
+def _aliases(params: Path) -> Any:
+    """What the project calls its aliases; outside of a project they have their usual names."""
+    from latentflow.registry.promotion import Aliases
+
+    return Aliases.of(parameters.load(params).register_) if params.is_file() else Aliases()
 
 
 @app.command()
@@ -416,14 +488,16 @@ def summary(
     """Say where the last results are and how to draw with the model."""
     from latentflow.manifest import RegistrationManifest
 
-    _show(RegistrationManifest.read(registration), evaluation)
+    _show(RegistrationManifest.read(registration), evaluation, registration)
 
 
-def _show(manifest: "RegistrationManifest", evaluation: Path) -> None:
+def _show(manifest: "RegistrationManifest", evaluation: Path, registration: Path) -> None:
     uri = f"models:/{manifest.name}/{manifest.version}"
+    against = f" against version {manifest.champion}" if manifest.champion else ""
     _done(
         f"gallery in {evaluation / 'gallery.png'}, report in {evaluation / 'report.html'}, metrics in "
-        f"{evaluation / 'metrics.json'}, model {uri} (@{manifest.alias})",
+        f"{evaluation / 'metrics.json'}, model {uri} ({f'@{manifest.alias}' if manifest.alias else 'no alias'}), gate: "
+        f"{manifest.status or 'not asked'}{against}, see {registration / 'verdict.md'}",
         f'latentflow generate --model {uri} --prompt "red heart" --out heart.png',
     )
 

@@ -13,5 +13,9 @@ class RegistryError(LatentflowError):
     """MLflow could not be reached or refused a request; what was made on disk is kept."""
 
 
+class RefusedError(LatentflowError):
+    """The gate refused a model, and the parameters say that this is an error; the model is registered all the same."""
+
+
 EXIT_PREEMPTED = 75
 """Exit code of a training that SIGTERM ended after a checkpoint (EX_TEMPFAIL): the same command goes on with it."""

@@ -8,14 +8,14 @@ from html import escape
 
 from PIL import Image
 
-_THUMBNAIL = 96
+_THUMBNAIL = 160
 _SMALL = 48
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --card: #f6f8fa; --ink: #1f2328; --faint: #59636e; --edge: #d9dee3;
-  --accent: #0969da; --band: #0969da; --warn: #9a6700; --warn-paper: #fff8e5; }
+  --accent: #0969da; --band: #0969da; --other: #bc4c00; --warn: #9a6700; --warn-paper: #fff8e5; }
 @media (prefers-color-scheme: dark) { :root { --paper: #0d1117; --card: #161b22; --ink: #e6edf3; --faint: #9198a1;
-  --edge: #30363d; --accent: #58a6ff; --band: #58a6ff; --warn: #e3b341; --warn-paper: #272115; } }
+  --edge: #30363d; --accent: #58a6ff; --band: #58a6ff; --other: #f0883e; --warn: #e3b341; --warn-paper: #272115; } }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 1190px; padding: 40px 28px 64px; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -36,13 +36,17 @@ th { font-weight: 600 } thead th { color: var(--faint); font-weight: 500 } td.nu
 code { font: 13px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere }
 .pictures { display: grid; gap: 26px 24px; margin-top: 18px }
 figure { margin: 0 } figure .row { display: flex; gap: 6px }
-figure img { width: 96px; height: 96px; border-radius: 4px; border: 1px solid var(--edge); background: #fff }
-img.sharp { image-rendering: pixelated }
+figure img { width: 96px; height: 96px }
+.matrix { width: auto } .matrix th, .matrix td { border: 0; padding: 4px 12px 4px 0; vertical-align: middle }
+.matrix div { display: flex; gap: 4px; padding: 4px; border: 2px solid transparent; border-radius: 8px }
+.matrix .marked { border-color: var(--accent) } .matrix img { width: 64px; height: 64px }
+img { border-radius: 4px; border: 1px solid var(--edge); background: #fff } img.sharp { image-rendering: pixelated }
 figcaption { font-size: 14px; line-height: 1.3; margin-top: 7px; overflow-wrap: anywhere }
 figcaption small { display: block; margin-top: 2px }
 svg { width: 100%; max-width: 760px; height: auto; display: block; margin-top: 12px }
 svg text { fill: var(--faint); font: 12px system-ui, sans-serif } svg .grid { stroke: var(--edge) }
 svg .line { stroke: var(--accent); stroke-width: 2; fill: none } svg .dot { fill: var(--accent) }
+svg .other { --accent: var(--other); --band: var(--other) }
 svg .band { fill: var(--band); opacity: .16 } svg .bar { fill: var(--accent); opacity: .8 }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 8px 32px }
 .charts h3 { font-size: 15px; font-weight: 600; margin: 18px 0 0 }
@@ -142,15 +146,36 @@ def _figure(entry: Entry) -> str:
 
 
 def _image(picture: Image.Image, text: str) -> str:
-    """Small pictures stay as they are and are enlarged by the browser; large ones become a small JPEG."""
+    """Small pictures stay as they are and are enlarged by the browser; large ones become a small WebP."""
     data = io.BytesIO()
     if small := picture.width <= _SMALL:
         picture.save(data, "PNG", optimize=True)
     else:
-        picture.resize((_THUMBNAIL * 2, _THUMBNAIL * 2), Image.Resampling.LANCZOS).save(data, "JPEG", quality=85)
-    kind, look = ("png", ' class="sharp"') if small else ("jpeg", "")
+        picture.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS).save(data, "WEBP", quality=75)
+    kind, look = ("png", ' class="sharp"') if small else ("webp", "")
     code = base64.b64encode(data.getvalue()).decode()
     return f'<img{look} alt="{escape(text)}" src="data:image/{kind};base64,{code}">'
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Pictures side by side in a cell of a matrix; a marked one is framed."""
+
+    pictures: tuple[Image.Image, ...]
+    marked: bool = False
+
+
+def matrix(head: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]]) -> str:
+    """A table of pictures: the columns' names, then rows with a name and a cell per column; names are text."""
+    top = "".join(f"<th>{escape(name)}</th>" for name in ("", *head))
+    body = "\n".join(f"<tr><th>{escape(name)}</th>{''.join(map(_cell, cells))}</tr>" for name, cells in rows)
+    table = f'<table class="matrix"><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table>'
+    return f'<div class="scroll">\n{table}\n</div>'
+
+
+def _cell(cell: Cell) -> str:
+    frame = ' class="marked"' if cell.marked else ""
+    return f"<td><div{frame}>{''.join(_image(picture, '') for picture in cell.pictures)}</div></td>"
 
 
 def nice_step(least: float) -> float:

@@ -201,10 +201,16 @@ class EvaluationManifest(Manifest):
 
 
 class RegistrationManifest(Manifest):
-    """``register``: which version of the registered model holds this model with this evaluation."""
+    """``register``: which version of the registered model holds this model with this evaluation.
+
+    Beside it lie verdict.md, verdict.json and, where there was a champion, comparison.html. ``alias`` is "" for a model
+    that the gate refused, ``status`` is the gate's, ``champion`` the version with which it was compared.
+    """
 
     step: str = "register"
     name: str
     version: str
     alias: str
     mlflow_run_id: str
+    status: str = ""
+    champion: str = ""

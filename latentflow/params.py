@@ -377,27 +377,101 @@ class TrainParams(Section):
         return self
 
 
+class WeightsParams(Section):
+    # Their content is an input of the step, wherever it lies.
+    any_machine = ("inception", "dinov2", "clip", "lpips")
+
+    inception: str = Field(description="FID, KID: folder with FID's Inception in model.safetensors; empty: no FID")
+    dinov2: str = Field(description="FD-DINOv2: folder or hub id of a DINOv2, such as facebook/dinov2-large")
+    clip: str = Field(description="CMMD, CLIP score: folder or hub id, such as openai/clip-vit-large-patch14-336")
+    lpips: str = Field(description="LPIPS of the VAE: folder with LPIPS on AlexNet in model.safetensors")
+
+
+class GridParams(Section):
+    prompts: int = Field(ge=0, le=16, description="prompts drawn over a grid of guidance and steps; 0 leaves it out")
+    guidance: list[Annotated[float, Field(ge=1)]] = Field(max_length=8, description="scales beside evaluate.guidance")
+    steps: list[Count] = Field(max_length=8, description="numbers of steps beside evaluate.steps, also timed")
+
+
 class EvaluateParams(Section):
     guidance: float = Field(ge=1, description="classifier-free guidance scale; 1 is none")
     sampler: Literal["euler", "heun", "dpm_solver_2m", "unipc", "ancestral"] = Field(
         description="how the model walks from noise to data; `heun` asks it twice per step"
     )
     steps: Count = Field(description="sampler steps")
-    captions: Count = Field(description="training captions drawn and looked up among the real pictures")
-    seeds: Count = Field(description="pictures per caption, each with its own seed")
+    captions: Count = Field(
+        description="records per split whose captions are drawn; few captions that repeat are drawn as often"
+    )
+    seeds: Count = Field(description="pictures per caption at least, each with a seed of its own")
     seed: Seed = Field(description="first seed")
     batch_size: Count = Field(description="pictures drawn per call")
+    reconstructions: int = Field(ge=0, description="held-out pictures sent through the VAE and back; 0 leaves it out")
+    weights: WeightsParams = Field(description="networks that more metrics need; empty ones are not measured")
+    grid: GridParams = Field(description="the same prompts over guidance and steps, to look at")
     gallery_prompts: list[str] = Field(max_length=64, description="free captions in the gallery, in the data or not")
+
+
+# A figure of metrics.json.
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
+# In the metric's own unit, or as a share of the champion's value.
+Tolerance = Annotated[float, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?%$")]
+
+
+def _absent(value: float | None) -> bool:
+    return value is None
+
+
+class Threshold(Section):
+    # What is not given is in no dump either: Kubeflow carries no nulls.
+    min: float | None = Field(None, exclude_if=_absent, description="the figure must not be below this")
+    max: float | None = Field(None, exclude_if=_absent, description="the figure must not be above this")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("a threshold needs min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}: nothing could pass")
+        return self
+
+
+class GateParams(Section):
+    thresholds: dict[MetricName, Threshold] = Field(
+        description="figures and what they must reach whatever the champion does, such as heldout_loss: {max: 0.9}"
+    )
+    comparisons: dict[MetricName, Tolerance] = Field(
+        description="figures in which a model must not be worse than the champion, and by how much it may be: in the "
+        "figure's unit, or `2%` of the champion's value"
+    )
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
+        description="of the interval of the difference: what it excludes is taken to be so"
+    )
 
 
 class RegisterParams(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\- ]*$", description="name of the registered model")
     champion_alias: str = Field(
-        pattern=r"^[a-z][a-z0-9_-]*$", description="alias of the model in use; given to the first"
+        pattern=r"^[a-z][a-z0-9_-]*$", description="alias of the model in use; given to the first that passes the gate"
     )
     challenger_alias: str = Field(
-        pattern=r"^[a-z][a-z0-9_-]*$", description="alias of a newer model while there is a champion"
+        pattern=r"^[a-z][a-z0-9_-]*$", description="alias of the newest model that the gate does not refuse"
     )
+    previous_alias: str = Field(
+        pattern=r"^[a-z][a-z0-9_-]*$", description="alias of the champion before this one, for `latentflow rollback`"
+    )
+    promote: Literal["by_hand", "when_passed"] = Field(
+        description="who makes a passed challenger the champion: `latentflow promote`, or register itself"
+    )
+    refused: Literal["keep", "fail"] = Field(
+        description="a refused model is registered without an alias; `fail` also ends the step with an error"
+    )
+    gate: GateParams = Field(description="what a model must reach")
+
+    @model_validator(mode="after")
+    def _aliases_differ(self) -> Self:
+        if len({self.champion_alias, self.challenger_alias, self.previous_alias}) < 3:
+            raise ValueError("champion_alias, challenger_alias and previous_alias must be three names")
+        return self
 
 
 class Params(Section):
@@ -457,6 +531,8 @@ class EvaluateInputs(Section):
 
 class RegisterInputs(Section):
     register_: RegisterParams = Field(alias="register")
+    # How the champion is judged, where the registry holds no evaluation of it that compares.
+    evaluate: EvaluateParams
 
 
 # What each step reads; the DVC stages, the KFP components and the fingerprints all follow from it.

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import ModelMixin
@@ -15,10 +16,31 @@ from latentflow.devices import seeded_weights
 from latentflow.errors import LatentflowError
 from latentflow.files import digest_folder
 from latentflow.params import ModelParams
-from latentflow.registry.pulling import pull
+from latentflow.registry.pulling import pull, pull_pinned
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 log = logging.getLogger(__name__)
+
+
+class Beginning(NamedTuple):
+    """``params`` with a folder as ``pretrained``, and ``parent``: the lasting address of what lies there, or ""."""
+
+    params: ModelParams
+    parent: str
+
+
+def begin(params: ModelParams) -> Beginning:
+    """Asks the registry once what ``model.pretrained`` is now: an alias may move while a training starts.
+
+    Raises LatentflowError where it is nothing that can be had.
+    """
+    if not params.pretrained:
+        return Beginning(params, "")
+    try:
+        parent, folder = pull_pinned(params.pretrained)
+    except LatentflowError as error:
+        raise LatentflowError(f"model.pretrained: {error}") from error
+    return Beginning(params.model_copy(update={"pretrained": str(folder)}), parent)
 
 
 def check(params: ModelParams, shapes: Sequence[Shape], text_width: int) -> None:

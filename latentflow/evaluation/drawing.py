@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from latentflow.errors import LatentflowError
 from latentflow.progress import track
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 GENERATION = "generation.json"
 
@@ -73,27 +76,41 @@ class Artist:
         self._pipeline.register_modules(scheduler=scheduler_of(folder, settings.sampler))
         self.device = self._pipeline.device.type
         self.pipeline_class = type(self._pipeline).__name__
+        self.vae: AutoencoderKL | None = getattr(self._pipeline, "vae", None)
 
-    def draw(self, requests: Sequence[Request], batch_size: int, description: str = "drawing") -> Drawn:
-        """Draws every request with its own generator.
+    @property
+    def weights(self) -> int:
+        """Bytes of all the pipeline's weights."""
+        networks = [part for part in self._pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        return sum(tensor.nbytes for network in networks for tensor in network.state_dict().values())
 
-        The last batch is padded to the full size: a batch of another size may differ in the last bit.
+    def draw(
+        self,
+        requests: Sequence[Request],
+        batch_size: int,
+        description: str = "drawing",
+        settings: Settings | None = None,
+    ) -> Drawn:
+        """Draws every request with its own generator; ``settings`` take the place of the artist's own.
+
+        The last batch is padded to the full size: a batch of another size may differ in the last bit. There is no
+        progress bar without a ``description``.
         """
+        settings = settings or self.settings
         pictures: list[np.ndarray] = []
         seconds: list[float] = []
         starts = range(0, len(requests), batch_size)
-        for start in track(starts, description, unit="batches"):
+        for start in track(starts, description, unit="batches") if description else starts:
             batch = list(requests[start : start + batch_size])
             padding = [batch[-1]] * (batch_size - len(batch))
             began = time.perf_counter()
-            images = self._call(batch + padding)
+            images = self._call(batch + padding, settings)
             seconds.append((time.perf_counter() - began) / batch_size)
             pictures += [np.asarray(image.convert("RGB")) for image in images[: len(batch)]]
         stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
         return Drawn(stacked, statistics.median(seconds))
 
-    def _call(self, batch: list[Request]) -> list[Any]:
-        settings = self.settings
+    def _call(self, batch: list[Request], settings: Settings) -> list[Any]:
         result = self._pipeline(
             prompt=[request.prompt for request in batch],
             num_inference_steps=settings.steps,

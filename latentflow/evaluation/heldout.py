@@ -46,12 +46,19 @@ class SigmaLoss:
 
 @dataclass(frozen=True)
 class HeldoutLoss:
-    """The loss at every σ, and its mean over them with an interval over samples (a sample's σ are not independent)."""
+    """The loss at every σ, and its mean over them with an interval over samples (a sample's σ are not independent).
+
+    ``per_sample`` is every sample's mean over σ, in the groups' order.
+    """
 
     by_sigma: list[SigmaLoss]
     mean: float
     half_width: float
-    samples: int
+    per_sample: list[float]
+
+    @property
+    def samples(self) -> int:
+        return len(self.per_sample)
 
 
 def heldout_sigmas(definition: Definition) -> list[float]:
@@ -71,6 +78,11 @@ def heldout_groups(split: EncodedSplit, device: torch.device, dtype: torch.dtype
         return Group(len(rows), split.buckets[bucket].shape, read)
 
     return [group(bucket, rows) for bucket, rows in enumerate(_capped(split)) if len(rows)]
+
+
+def heldout_ids(split: EncodedSplit) -> list[str]:
+    """The records' ids in the order in which ``heldout_loss`` numbers the samples of ``heldout_groups``."""
+    return [name for bucket, rows in enumerate(_capped(split)) for name in split.ids(bucket, rows)]
 
 
 def _capped(split: EncodedSplit) -> list[Tensor]:
@@ -109,7 +121,7 @@ def heldout_loss(
     table = torch.cat(tables, dim=1)
     by_sigma = [SigmaLoss(float(s), row.mean().item(), _half_width(row)) for s, row in zip(sigmas, table, strict=True)]
     per_sample = table.mean(0)
-    return HeldoutLoss(by_sigma, per_sample.mean().item(), _half_width(per_sample), count)
+    return HeldoutLoss(by_sigma, per_sample.mean().item(), _half_width(per_sample), per_sample.tolist())
 
 
 def _losses(

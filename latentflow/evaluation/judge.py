@@ -1,27 +1,36 @@
-"""One protocol for every model: which pictures are drawn, what they are compared with, which numbers follow."""
+"""One protocol for every model: pictures are drawn by plan, compared with the real ones, and become numbers."""
 
 import hashlib
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentflow.data.records import Record, RecordSet
+from latentflow.data.records import Record, RecordSet, spread
+from latentflow.evaluation import memorisation as memory_of
 from latentflow.evaluation import retrieval as lookup
+from latentflow.evaluation.dials import Cost, Dials, cost_metrics, draw_grid, grid_steps, measure_costs
+from latentflow.evaluation.distances import SetDistance, set_distance
+from latentflow.evaluation.diversity import Diversity, between_seeds, real_diversity
 from latentflow.evaluation.drawing import Artist, Request
 from latentflow.evaluation.heldout import HeldoutLoss
-from latentflow.evaluation.metrics import frechet_distance, kernel_distance, pixels8
+from latentflow.evaluation.likeness import Likeness, likeness
+from latentflow.evaluation.memorisation import Memorisation
+from latentflow.evaluation.plan import Captions, Plan
+from latentflow.evaluation.protocol import Protocol
+from latentflow.evaluation.reconstruction import Reconstruction, reconstruct
 from latentflow.evaluation.retrieval import Retrieval
+from latentflow.evaluation.spaces import PIXELS16, Networks
+from latentflow.evaluation.units import Units
 from latentflow.files import digest_json
 from latentflow.params import EvaluateParams
+from latentflow.progress import track
 
-TIMINGS = frozenset({"seconds_per_picture"})
-"""Metrics that no digest covers."""
-
-ENOUGH = 5000
-"""Below this many pictures a Fréchet distance is mostly its own bias."""
+TIMINGS = ("seconds_", "memory_")
+"""How metrics begin that depend on the machine's mood; no digest covers them."""
 
 
 @dataclass(frozen=True)
@@ -31,183 +40,261 @@ class Asked:
     ``pictures`` (captions, seeds, 3, h, w) uint8; ``chance`` is the top-5 share that guessing would reach.
     """
 
-    split: str
-    records: list[Record]
+    captions: Captions
     pictures: Tensor
     retrieval: Retrieval
     chance: float
 
-
-@dataclass(frozen=True)
-class Protocol:
-    """How the numbers came about; two evaluations compare only where these agree."""
-
-    sampler: str
-    guidance: float
-    steps: int
-    seeds: list[int]
-    resolution: int
-    train_captions: int
-    test_captions: int
-    real_pictures: int
-    heldout_samples: int
-    distance_drawn: int
-    distance_real: int
-    reference_digest: str
-    prompts_digest: str
-    pipeline_class: str
-    device: str
-    features: str = "pixels8: RGB averaged over an 8x8 grid, 192 values in [0, 1]"
-    retrieval: str = "Euclidean distance between 16x16 average-pooled RGB pictures, to all real pictures of all splits"
-    intervals: str = "95 %; captions are the independent unit, the seeds are shared by all captions"
+    @property
+    def split(self) -> str:
+        return self.captions.split
 
     @property
-    def how(self) -> str:
-        """The sampler and its dials, for people."""
-        return f"{self.sampler}, {self.steps} steps, guidance {self.guidance:g}"
+    def records(self) -> list[Record]:
+        return self.captions.records
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for k in (1, 5):
+            share, name = self.retrieval.top(k), f"retrieval/{self.split}/top{k}"
+            values |= {name: share.mean, f"{name}_low": share.low, f"{name}_high": share.high}
+        values[f"retrieval/{self.split}/median_rank"] = self.retrieval.rank.double().median().item()
+        values[f"retrieval/{self.split}/chance_top5"] = self.chance
+        return values
+
+    @property
+    def units(self) -> dict[str, dict[str, float]]:
+        ids = [record.id for record in self.records]
+        return {
+            f"retrieval/{self.split}/top{k}": dict(
+                zip(ids, (self.retrieval.rank <= k).double().mean(1).tolist(), strict=True)
+            )
+            for k in (1, 5)
+        }
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """The held-out loss, and the ids of the records behind its samples, in their order."""
+
+    loss: HeldoutLoss
+    ids: list[str]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        values = {"heldout_loss": self.loss.mean, "heldout_loss_half_width": self.loss.half_width}
+        return values | {f"heldout_loss_by_sigma/{row.sigma:.2f}": row.mean for row in self.loss.by_sigma}
+
+    @property
+    def units(self) -> dict[str, dict[str, float]]:
+        return {"heldout_loss": dict(zip(self.ids, self.loss.per_sample, strict=True))}
+
+
+@dataclass(frozen=True)
+class Free:
+    """Pictures (n, 3, h, w) uint8 of prompts that may be in no picture, all drawn with one seed."""
+
+    prompts: list[str]
+    pictures: Tensor
+    seed: int
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything an evaluation found, before it becomes files."""
+    """Everything an evaluation found, before it becomes files. What was not measured is None or empty."""
 
     protocol: Protocol
-    heldout: HeldoutLoss
     train: Asked
     test: Asked
-    free_prompts: list[str]
-    free_pictures: Tensor
-    frechet: float
-    kernel: float
+    free: Free
+    distances: list[SetDistance]
+    diversity: Diversity
+    memorisation: Memorisation
+    heldout: Heldout | None
+    reconstruction: Reconstruction | None
+    likeness: Likeness | None
+    dials: Dials | None
+    costs: list[Cost]
     seconds: float
     warnings: list[str] = field(default_factory=list)
 
     @property
+    def _parts(self) -> list[Any]:
+        optional = (self.reconstruction, self.likeness, self.heldout)
+        given = [part for part in optional if part is not None]
+        return [self.train, self.test, *self.distances, self.diversity, *given]
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Flat names that MLflow and DVC accept."""
-        values: dict[str, float] = {}
-        for asked in (self.train, self.test):
-            for k in (1, 5):
-                share = asked.retrieval.top(k)
-                name = f"retrieval/{asked.split}/top{k}"
-                values |= {name: share.mean, f"{name}_low": share.low, f"{name}_high": share.high}
-            values[f"retrieval/{asked.split}/median_rank"] = asked.retrieval.rank.double().median().item()
-            values[f"retrieval/{asked.split}/chance_top5"] = asked.chance
-        values |= {"frechet_pixels8": self.frechet, "kernel_pixels8": self.kernel}
-        values |= {"heldout_loss": self.heldout.mean, "heldout_loss_half_width": self.heldout.half_width}
-        values |= {f"heldout_loss_by_sigma/{row.sigma:.2f}": row.mean for row in self.heldout.by_sigma}
-        return values | {"seconds_per_picture": self.seconds}
+        parts = [part.metrics for part in self._parts]
+        own = [self.memorisation.metrics, cost_metrics(self.costs), {"seconds_per_picture": self.seconds}]
+        return dict(chain.from_iterable(values.items() for values in parts + own))
+
+    @property
+    def units(self) -> Units:
+        """Values per unit of those metrics that are means over units."""
+        ids = [record.id for record in self.test.records]
+        parts: list[Mapping[str, Mapping[str, float]]] = [part.units for part in self._parts]
+        return dict(chain.from_iterable(units.items() for units in [*parts, self.memorisation.units(ids)]))
 
     @property
     def digest(self) -> str:
         """Content digest: the drawn pixels and every metric but the timings."""
         pixels = hashlib.sha256()
-        for pictures in (self.train.pictures, self.test.pictures, self.free_pictures):
+        for pictures in (self.train.pictures, self.test.pictures, self.free.pictures):
             pixels.update(pictures.contiguous().numpy().tobytes())
-        metrics = {name: value for name, value in self.metrics.items() if name not in TIMINGS}
+        if self.dials is not None:
+            pixels.update(self.dials.pictures.contiguous().numpy().tobytes())
+        metrics = {name: value for name, value in self.metrics.items() if not name.startswith(TIMINGS)}
         return digest_json({"pictures": pixels.hexdigest(), "metrics": metrics})
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be drawn, known before any model is loaded."""
+class Case:
+    """What is to be judged and against what; ``weights`` are the digests of the networks that ``networks`` holds."""
 
-    train: list[Record]
-    test: list[Record]
-    seeds: list[int]
-    free_prompts: list[str]
-
-    @classmethod
-    def make(cls, records: Sequence[Record], params: EvaluateParams) -> "Plan":
-        """Training captions spread over the split, as many held-out ones as there are, the free prompts."""
-        train = lookup.choose_captions(records, "train", params.captions)
-        test = lookup.choose_captions(records, "test", params.captions)
-        seeds = [params.seed + k for k in range(params.seeds)]
-        return cls(train, test, seeds, list(params.gallery_prompts))
+    artist: Artist
+    plan: Plan
+    records: RecordSet
+    heldout: Heldout | None
+    networks: Networks
+    weights: dict[str, str]
+    params: EvaluateParams
+    version: int
 
     @property
-    def asked(self) -> list[Request]:
-        """The pictures that numbers are taken of: every caption with every seed, training captions first."""
-        return [Request(record.caption, seed) for record in self.train + self.test for seed in self.seeds]
-
-    @property
-    def requests(self) -> list[Request]:
-        return self.asked + [Request(prompt, self.seeds[0]) for prompt in self.free_prompts]
-
-    @property
-    def digest(self) -> str:
-        """Of captions and seeds that numbers rest on; free prompts are only looked at."""
-        return digest_json([[request.prompt, request.seed] for request in self.asked])
+    def side(self) -> int:
+        """Of the pictures that are compared, in pixels."""
+        return self.artist.settings.height
 
 
-def judge(artist: Artist, plan: Plan, records: RecordSet, heldout: HeldoutLoss, batch_size: int) -> Findings:
+def judge(case: Case) -> Findings:
     """Draws the plan's pictures and compares them with the real ones."""
-    settings = artist.settings
-    drawn = artist.draw(plan.requests, batch_size, "evaluate: drawing")
-    real_features, real_pixels8 = _reference(records, settings.height)
-    seeds = len(plan.seeds)
-    first, second = len(plan.train) * seeds, (len(plan.train) + len(plan.test)) * seeds
-    train = _compare("train", plan.train, drawn.pictures[:first], seeds, records.table, real_features)
-    test = _compare("test", plan.test, drawn.pictures[first:second], seeds, records.table, real_features)
-    in_training = torch.tensor([record.split == "train" for record in records.table])
-    reference = real_pixels8[in_training]
-    by_seed = pixels8(train.pictures.flatten(0, 1)).unflatten(0, train.pictures.shape[:2])
-    protocol = Protocol(
+    artist, plan, records, params = case.artist, case.plan, case.records, case.params
+    reconstruction = _reconstruction(case)
+    costs = measure_costs(artist, plan.requests[0], grid_steps(params))
+    drawn = artist.draw(plan.requests, params.batch_size, "evaluate: drawing")
+    dials = draw_grid(artist, _grid_requests(plan, params), params)
+    first, second = len(plan.train.requests), len(plan.asked)
+    free = Free(plan.free_prompts, drawn.pictures[second:], plan.seed)
+    spaces = {space.name: space for space in (PIXELS16, case.networks.eyes, *case.networks.spaces)}
+    real = _real_features(records, case.side, {name: space.features for name, space in spaces.items()})
+    train = _compare(plan.train, drawn.pictures[:first], records.table, real[PIXELS16.name])
+    test = _compare(plan.test, drawn.pictures[first:second], records.table, real[PIXELS16.name])
+    distances = _distances(case, train, real)
+    protocol = _protocol(case, 0 if reconstruction is None else len(reconstruction.records))
+    eyes = case.networks.eyes
+    likenesses = [(asked.records, asked.pictures) for asked in (train, test)]
+    return Findings(
+        protocol=protocol,
+        train=train,
+        test=test,
+        free=free,
+        distances=distances,
+        diversity=_diversity(eyes.features, train, test, records.table, real[eyes.name]),
+        memorisation=_memorisation(case, test, free, real[eyes.name]),
+        heldout=case.heldout,
+        reconstruction=reconstruction,
+        likeness=likeness(case.networks.clip, records, case.side, likenesses) if case.networks.clip else None,
+        dials=dials,
+        costs=costs,
+        seconds=drawn.seconds,
+    )
+
+
+def _grid_requests(plan: Plan, params: EvaluateParams) -> list[Request]:
+    """Free prompts, and held-out captions where there are not enough of them; the same seed for all."""
+    prompts = [*plan.free_prompts, *(record.caption for record in plan.test.records)]
+    return [Request(prompt, plan.seed) for prompt in prompts[: params.grid.prompts]]
+
+
+def _real_features(
+    records: RecordSet, side: int, measures: Mapping[str, Callable[[Tensor], Tensor]]
+) -> dict[str, Tensor]:
+    """Of every real picture in the table's order, each picture read once."""
+    found: dict[str, list[Tensor]] = {name: [] for name in measures}
+    chunks = lookup.picture_chunks(records, side)
+    total = -(-len(records.table) // lookup.CHUNK)
+    for pictures in track(chunks, "evaluate: real pictures", total, unit="chunks"):
+        for name, measure in measures.items():
+            found[name].append(measure(pictures))
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _compare(captions: Captions, pictures: Tensor, table: Sequence[Record], real: Tensor) -> Asked:
+    shape = (len(captions.records), captions.seeds)
+    right = lookup.right_ones(captions.records, table)
+    retrieval = lookup.retrieve(lookup.features(pictures).unflatten(0, shape), real, right)
+    return Asked(captions, pictures.unflatten(0, shape), retrieval, lookup.chance(right, 5))
+
+
+def _rows(table: Sequence[Record], split: str) -> list[int]:
+    return [row for row, record in enumerate(table) if record.split == split]
+
+
+def _distances(case: Case, train: Asked, real: Mapping[str, Tensor]) -> list[SetDistance]:
+    rows, records = _rows(case.records.table, "train"), list(case.records.split("train"))
+    flat, shape = train.pictures.flatten(0, 1), train.pictures.shape[:2]
+    return [
+        set_distance(space, records, real[space.name][rows], train.captions, space.features(flat).unflatten(0, shape))
+        for space in case.networks.spaces
+    ]
+
+
+def _diversity(
+    features: Callable[[Tensor], Tensor], train: Asked, test: Asked, table: Sequence[Record], real: Tensor
+) -> Diversity:
+    by_caption = {
+        asked.split: between_seeds(
+            asked.records, features(asked.pictures.flatten(0, 1)).unflatten(0, asked.pictures.shape[:2])
+        )
+        for asked in (train, test)
+    }
+    spread_of_all, own = real_diversity(table, real)
+    return Diversity(by_caption, spread_of_all, own)
+
+
+def _memorisation(case: Case, test: Asked, free: Free, real: Tensor) -> Memorisation:
+    eyes, table = case.networks.eyes, case.records.table
+    kept = {record.id for record in spread(case.records.split("test"), memory_of.CALIBRATION)}
+    heldout = real[[row for row in _rows(table, "test") if table[row].id in kept]]
+    drawn = eyes.features(test.pictures.flatten(0, 1)).unflatten(0, test.pictures.shape[:2])
+    prompts = eyes.features(free.pictures) if free.prompts else real[:0]
+    return memory_of.memorisation(real[_rows(table, "train")], heldout, drawn, prompts, eyes.about)
+
+
+def _reconstruction(case: Case) -> Reconstruction | None:
+    chosen = spread(case.records.split("test"), case.params.reconstructions)
+    if not chosen or case.artist.vae is None:
+        return None
+    return reconstruct(case.artist.vae, case.records, chosen, case.side, case.params.batch_size, case.networks.lpips)
+
+
+def _protocol(case: Case, reconstructed: int) -> Protocol:
+    settings, plan = case.artist.settings, case.plan
+    return Protocol(
+        version=case.version,
         sampler=settings.sampler,
         guidance=settings.guidance,
         steps=settings.steps,
-        seeds=plan.seeds,
-        resolution=settings.height,
-        train_captions=len(plan.train),
-        test_captions=len(plan.test),
-        real_pictures=len(records.table),
-        heldout_samples=heldout.samples,
-        distance_drawn=first,
-        distance_real=len(reference),
-        reference_digest=records.manifest.digest,
+        seed=plan.seed,
+        train_seeds=plan.train.seeds,
+        test_seeds=plan.test.seeds,
+        resolution=case.side,
+        train_captions=len(plan.train.records),
+        test_captions=len(plan.test.records),
+        real_pictures=len(case.records.table),
+        heldout_samples=0 if case.heldout is None else case.heldout.loss.samples,
+        distance_drawn=len(plan.train.requests),
+        distance_real=case.records.manifest.counts["train"],
+        reconstructed=reconstructed,
+        reference_digest=case.records.manifest.digest,
         prompts_digest=plan.digest,
-        pipeline_class=artist.pipeline_class,
-        device=artist.device,
+        pipeline_class=case.artist.pipeline_class,
+        device=case.artist.device,
+        features=[space.about for space in case.networks.spaces],
+        likeness=case.networks.eyes.about,
+        weights=case.weights,
     )
-    # One seed's pictures are of distinct captions; over several seeds the kernel's samples would not be independent.
-    kernels = [kernel_distance(reference, by_seed[:, k]) for k in range(seeds)]
-    return Findings(
-        protocol=protocol,
-        heldout=heldout,
-        train=train,
-        test=test,
-        free_prompts=plan.free_prompts,
-        free_pictures=drawn.pictures[second:],
-        frechet=frechet_distance(reference, by_seed.flatten(0, 1)),
-        kernel=math.fsum(kernels) / seeds,
-        seconds=drawn.seconds,
-        warnings=_warnings(protocol),
-    )
-
-
-def _reference(records: RecordSet, resolution: int) -> tuple[Tensor, Tensor]:
-    """Retrieval features and ``pixels8`` of every real picture, in the table's order."""
-    chunks = [(lookup.features(pictures), pixels8(pictures)) for pictures in lookup.picture_chunks(records, resolution)]
-    return torch.cat([chunk[0] for chunk in chunks]), torch.cat([chunk[1] for chunk in chunks])
-
-
-def _compare(
-    split: str, asked: list[Record], pictures: Tensor, seeds: int, table: Sequence[Record], real: Tensor
-) -> Asked:
-    right = lookup.right_ones(asked, table)
-    retrieval = lookup.retrieve(lookup.features(pictures).unflatten(0, (len(asked), seeds)), real, right)
-    return Asked(split, asked, pictures.unflatten(0, (len(asked), seeds)), retrieval, lookup.chance(right, 5))
-
-
-def _warnings(protocol: Protocol) -> list[str]:
-    found = []
-    smaller = min(protocol.distance_drawn, protocol.distance_real)
-    if smaller < ENOUGH:
-        found.append(
-            f"The distances rest on {protocol.distance_drawn:,} drawn and {protocol.distance_real:,} real pictures. "
-            f"With fewer than {ENOUGH:,} the Fréchet distance is biased upwards: compare it only between evaluations "
-            "of equal size, and trust the kernel distance more."
-        )
-    if protocol.test_captions < 30:
-        found.append(f"Only {protocol.test_captions} held-out captions were asked: their interval is wide.")
-    return found

@@ -1,4 +1,4 @@
-"""Numbers about pictures and their features: distances between sets, shares with intervals, PSNR. Torch only.
+"""Numbers about pictures and their features: Fréchet distance, shares with intervals, PSNR. Torch only.
 
 Pictures are uint8 (n, 3, h, w). Features are float64 (n, d) and always go by their name: ``pixels8`` is no FID.
 """
@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 Z95 = 1.959964
-_BLOCK = 512
 
 
 def pooled(pictures: Tensor, side: int) -> Tensor:
@@ -46,30 +45,6 @@ def frechet_of_moments(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor)
     cross = torch.linalg.eigvalsh(root @ cov2 @ root).clamp(min=0).sqrt().sum()
     apart = (mean1.double() - mean2.double()).square().sum()
     return float(apart + cov1.trace() + cov2.trace() - 2 * cross)
-
-
-def kernel_distance(real: Tensor, drawn: Tensor) -> float:
-    """Unbiased squared MMD with KID's kernel (x·y/d + 1)³, over whole sets (n, d) and (m, d); n, m >= 2.
-
-    Unbiased means that equal distributions give 0 on average, so small negative values are normal. Samples of one
-    set must be independent: pictures drawn for one caption with several seeds belong to several sets.
-    """
-    real, drawn = real.double(), drawn.double()
-    n, m = len(real), len(drawn)
-    within = _kernel_sum(real, real, without_diagonal=True) / (n * (n - 1))
-    within += _kernel_sum(drawn, drawn, without_diagonal=True) / (m * (m - 1))
-    return within - 2 * _kernel_sum(real, drawn) / (n * m)
-
-
-def _kernel_sum(first: Tensor, second: Tensor, without_diagonal: bool = False) -> float:
-    """Sum of the kernel over all pairs, by blocks of rows so that memory stays small for large sets."""
-    scale = 1 / first.shape[1]
-    total = 0.0
-    for block in first.split(_BLOCK):
-        total += (block @ second.T * scale + 1).pow(3).sum().item()
-    if without_diagonal:
-        total -= (first.square().sum(1) * scale + 1).pow(3).sum().item()
-    return total
 
 
 @dataclass(frozen=True)

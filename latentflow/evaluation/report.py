@@ -1,45 +1,51 @@
 """One HTML file with everything inside: numbers with their protocol, pictures, the loss by σ. No scripts, no links."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 from latentflow import html
-from latentflow.evaluation.heldout import HeldoutLoss
+from latentflow.evaluation.charts import Series, loss_chart
+from latentflow.evaluation.exhibits import Exhibits
 from latentflow.evaluation.judge import Findings
 from latentflow.evaluation.metrics import Share
-from latentflow.html import Section
+from latentflow.pictures import to_image
+
+_LOSS_NOTE = (
+    "{samples:,} samples of the test split with fixed noise; mean squared error of the model's output; σ grows from "
+    "data to noise. The band is the 95 % interval over samples."
+)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where model and pictures come from: what the report's head and foot say."""
+    """Where model and pictures come from, and what was not measured: what the report's head and foot say."""
 
     title: str
     model_digest: str
     credit: str
+    not_measured: str
 
 
-def render(findings: Findings, sections: Sequence[Section], failures: Section, source: Source) -> str:
+def render(findings: Findings, show: Exhibits, source: Source) -> str:
     """The whole report as HTML text."""
     protocol = findings.protocol
     subtitle = (
         f"model {source.model_digest[:12]} · {protocol.pipeline_class} · {protocol.resolution}×{protocol.resolution} px"
-        f" · {protocol.how}, seeds {', '.join(map(str, protocol.seeds))}"
-    )
-    loss_note = (
-        f"{protocol.heldout_samples:,} samples of the test split with fixed noise; mean squared error of the "
-        f"model's output; σ grows from data to noise. The band is the 95 % interval over samples."
+        f" · {protocol.how} · {protocol.drawn:,} pictures drawn"
     )
     parts = [
-        html.cards(_cards(findings)),
         html.warnings(findings.warnings),
-        *(html.pictures(section) for section in sections),
-        html.heading("Held-out loss by σ", loss_note),
-        chart(findings.heldout),
-        html.pictures(failures),
-        html.heading("Numbers"),
+        html.cards(_cards(findings)),
+        *(html.pictures(section) for section in show.gallery),
+        _grid(findings),
+        _loss(findings),
+        html.pictures(show.failures),
+        html.pictures(show.suspects),
+        html.pictures(show.uniform),
+        html.pictures(show.reconstructions),
+        html.heading("Numbers", source.not_measured),
         _numbers(findings),
+        _costs(findings),
         html.heading("Protocol", "Two evaluations can be compared only where these agree."),
         _protocol(findings),
         _all_metrics(findings),
@@ -48,14 +54,37 @@ def render(findings: Findings, sections: Sequence[Section], failures: Section, s
 
 
 def _cards(findings: Findings) -> list[tuple[str, str, str]]:
-    protocol, heldout = findings.protocol, findings.heldout
-    train, test = findings.train.retrieval.top(5), findings.test.retrieval.top(5)
-    return [
-        ("Top-5, training captions", f"{100 * train.mean:.1f} %", _interval(train)),
-        ("Top-5, held-out captions", f"{100 * test.mean:.1f} %", _interval(test)),
-        ("Held-out loss", f"{heldout.mean:.3f}", f"± {heldout.half_width:.3f}, {heldout.samples:,} samples"),
-        ("Seconds per picture", f"{findings.seconds:.2g}", f"{protocol.steps} steps on {protocol.device}"),
+    protocol = findings.protocol
+    cards = [
+        ("Top-5, training captions", *_share(findings.train.retrieval.top(5))),
+        ("Top-5, held-out captions", *_share(findings.test.retrieval.top(5))),
     ]
+    if findings.heldout is not None:
+        loss = findings.heldout.loss
+        cards.append(("Held-out loss", f"{loss.mean:.3f}", f"± {loss.half_width:.3f}, {loss.samples:,} samples"))
+    for distance in findings.distances[-1:]:
+        kernel = distance.kernel
+        value = f"{1000 * kernel.value:.3g}"
+        interval = "" if kernel.half_width is None else f"± {1000 * kernel.half_width:.2g}, "
+        more = f"{interval}in thousandths, {distance.drawn:,} drawn"
+        cards.append((f"Kernel distance, {distance.space.name}", value, more))
+    suspects = findings.memorisation.suspects
+    cards.append(("Memorised, of held-out", f"{100 * suspects.mean:.1f} %", "real held-out pictures: 5.0 %"))
+    diversity, metrics = findings.diversity, findings.metrics
+    if "diversity/test" in metrics:
+        relative = f"{100 * metrics['diversity/test'] / diversity.reference:.0f} %"
+        of = "of that of real pictures" + (" of one caption" if diversity.real_caption is not None else "")
+        cards.append(("Diversity, held-out captions", relative, of))
+    if findings.reconstruction is not None:
+        values = findings.reconstruction.metrics
+        more = f"SSIM {values['vae/ssim']:.3f}, held-out pictures" if "vae/ssim" in values else "held-out pictures"
+        cards.append(("Autoencoder's PSNR", f"{values['vae/psnr']:.1f} dB", more))
+    seconds = f"{findings.seconds:.2g}"
+    return [*cards, ("Seconds per picture", seconds, f"{protocol.steps} steps on {protocol.device}, in batches")]
+
+
+def _share(share: Share) -> tuple[str, str]:
+    return f"{100 * share.mean:.1f} %", _interval(share)
 
 
 def _interval(share: Share) -> str:
@@ -63,81 +92,148 @@ def _interval(share: Share) -> str:
     return f"{bounds}, {share.captions:,} captions, {share.pictures:,} pictures"
 
 
+def _grid(findings: Findings) -> str:
+    dials = findings.dials
+    if dials is None:
+        return ""
+    prompts = ", ".join(f"“{request.prompt}”" for request in dials.requests)
+    own = (findings.protocol.guidance, findings.protocol.steps)
+    rows = []
+    for guidance, row in zip(dials.guidances, dials.pictures, strict=True):
+        cells = [
+            html.Cell(tuple(to_image(one) for one in cell), marked=(guidance, steps) == own)
+            for steps, cell in zip(dials.steps, row, strict=True)
+        ]
+        rows.append((f"guidance {guidance:g}", cells))
+    head = [f"{steps} steps" for steps in dials.steps]
+    note = f"{prompts}, seed {dials.requests[0].seed}. The framed cell is what ships."
+    return html.heading("Guidance and steps", note) + "\n" + html.matrix(head, rows)
+
+
+def _loss(findings: Findings) -> str:
+    if findings.heldout is None:
+        return ""
+    loss = findings.heldout.loss
+    note = _LOSS_NOTE.format(samples=loss.samples)
+    return html.heading("Held-out loss by σ", note) + "\n" + loss_chart([Series("", loss.by_sigma)])
+
+
 def _numbers(findings: Findings) -> str:
-    protocol, heldout, rows = findings.protocol, findings.heldout, []
+    rows = [*_retrieval_rows(findings), *_distance_rows(findings), *_caption_rows(findings), *_likeness_rows(findings)]
+    if findings.heldout is not None:
+        loss = findings.heldout.loss
+        rows.append(("Held-out loss", f"{loss.mean:.4f}", f"± {loss.half_width:.4f} over {loss.samples:,} samples"))
+    if findings.reconstruction is not None:
+        count = f"mean of {len(findings.reconstruction.records):,} held-out pictures through the VAE and back"
+        names = {"psnr": ("PSNR", ".2f", " dB"), "ssim": ("SSIM", ".4f", ""), "lpips": ("LPIPS", ".4f", "")}
+        for name in findings.reconstruction.values:
+            label, digits, unit = names[name]
+            value = findings.reconstruction.metrics[f"vae/{name}"]
+            rows.append((f"Autoencoder's {label}", f"{value:{digits}}{unit}", count))
+    head = ("", "value", "95 % interval, sizes")
+    return html.table([(escape(name), escape(value), escape(note)) for name, value, note in rows], head)
+
+
+def _retrieval_rows(findings: Findings) -> list[tuple[str, str, str]]:
+    rows = []
     for asked, name in ((findings.train, "training captions"), (findings.test, "held-out captions")):
         for k in (1, 5):
-            share = asked.retrieval.top(k)
-            rows.append((f"Top-{k}, {name}", f"{100 * share.mean:.1f} %", _interval(share)))
+            rows.append((f"Top-{k}, {name}", *_share(asked.retrieval.top(k))))
         median = asked.retrieval.rank.double().median().item()
-        note = f"of {protocol.real_pictures:,} real pictures; guessing reaches a top-5 of {100 * asked.chance:.2g} %"
+        of = f"of {findings.protocol.real_pictures:,} real pictures"
+        note = f"{of}; guessing reaches a top-5 of {100 * asked.chance:.2g} %"
         rows.append((f"Median rank, {name}", f"{median:,.0f}", note))
-    sizes = f"{protocol.distance_drawn:,} drawn and {protocol.distance_real:,} real training pictures, features pixels8"
-    rows += [
-        ("Fréchet distance (pixels8)", f"{findings.frechet:.4g}", f"{sizes}; not an FID"),
-        ("Kernel distance (pixels8)", f"{findings.kernel:.3g}", f"unbiased, mean over the seeds; {sizes}; not a KID"),
-        ("Held-out loss", f"{heldout.mean:.4f}", f"± {heldout.half_width:.4f} over {heldout.samples:,} samples"),
-        ("Seconds per picture", f"{findings.seconds:.3g}", f"median batch on {protocol.device}"),
+    return rows
+
+
+def _distance_rows(findings: Findings) -> list[tuple[str, str, str]]:
+    rows = []
+    for distance in findings.distances:
+        name, kernel = distance.space.name, distance.kernel
+        sizes = f"{distance.drawn:,} drawn and {distance.real:,} real training pictures"
+        plain = distance.space.name == "pixels8"
+        rows += [
+            (distance.space.frechet, f"{distance.frechet:.4g}", sizes + ("; not an FID" if plain else "")),
+            (
+                distance.space.kernel,
+                f"{kernel.value:.3g}",
+                ("" if kernel.half_width is None else f"± {kernel.half_width:.2g}, ")
+                + f"unbiased; {sizes}"
+                + ("; not a KID" if plain else ""),
+            ),
+            (
+                f"Precision and recall, {name}",
+                f"{distance.coverage.precision:.3f}, {distance.coverage.recall:.3f}",
+                f"3 neighbours, {len(distance.coverage.precise):,} drawn and {len(distance.coverage.recalled):,} real",
+            ),
+        ]
+    return rows
+
+
+def _caption_rows(findings: Findings) -> list[tuple[str, str, str]]:
+    found, diversity = findings.memorisation, findings.diversity
+    rows = [
+        (
+            "Memorised, held-out captions",
+            f"{100 * found.suspects.mean:.1f} %",
+            f"{_interval(found.suspects)}; under {found.threshold:.3f}, as 5 % of the real held-out pictures",
+        )
     ]
-    return html.table(
-        [(name, value, escape(note)) for name, value, note in rows], ("", "value", "95 % interval, sizes")
+    kind = "of one caption" if diversity.real_caption is not None else "of any captions"
+    beside = f"mean distance of two pictures of a caption; real pictures {kind}: {diversity.reference:.3f}"
+    for split, name in (("train", "training captions"), ("test", "held-out captions")):
+        if (value := diversity.metrics.get(f"diversity/{split}")) is not None:
+            rows.append((f"Diversity, {name}", f"{value:.3f}", beside))
+    return rows
+
+
+def _likeness_rows(findings: Findings) -> list[tuple[str, str, str]]:
+    found = findings.likeness
+    if found is None:
+        return []
+    metrics = found.metrics
+    sizes = f"{findings.protocol.distance_drawn:,} drawn and {found.reference:,} real training pictures"
+    score = f"100·cosine with the caption, {len(found.scores):,} captions; the real pictures' own is {found.real:.2f}"
+    return [
+        ("CMMD", f"{metrics['cmmd']:.4g}", f"{sizes}; biased upwards for few"),
+        ("CLIP score", f"{metrics['clip_score']:.2f}", score),
+    ]
+
+
+def _costs(findings: Findings) -> str:
+    rows = [(f"{cost.steps} steps", f"{cost.seconds:.3g} s", f"{cost.megabytes:,.0f} MB") for cost in findings.costs]
+    head = ("drawn alone", "seconds per picture", "peak memory, weights included")
+    note = (
+        f"On {findings.protocol.device}. In batches a picture took {findings.seconds:.3g} s at the evaluation's steps."
     )
+    return html.heading("What a picture costs", note) + "\n" + html.table(rows, head)
 
 
 def _protocol(findings: Findings) -> str:
     protocol = findings.protocol
-    return html.table(
-        [
-            ("Sampler", protocol.how),
-            ("Seeds", escape(f"{', '.join(map(str, protocol.seeds))}; every caption is drawn with each")),
-            ("Captions", f"{protocol.train_captions:,} of the training, {protocol.test_captions:,} of the test split"),
-            ("Retrieval", escape(protocol.retrieval)),
-            ("Features", escape(protocol.features)),
-            ("Intervals", escape(protocol.intervals)),
-            ("Real pictures", f"{protocol.real_pictures:,}, digest <code>{escape(protocol.reference_digest)}</code>"),
-            ("Prompts and seeds", f"digest <code>{escape(protocol.prompts_digest)}</code>"),
-            ("Device", escape(protocol.device)),
-        ]
+    weights = ", ".join(f"{name} {digest[:12]}" for name, digest in protocol.weights.items()) or "none given"
+    asked = (
+        f"{protocol.train_captions:,} of the training split with {protocol.train_seeds} seeds each, "
+        f"{protocol.test_captions:,} of the test split with {protocol.test_seeds}; the first seed is {protocol.seed}"
     )
+    rows = [
+        ("Sampler", protocol.how),
+        ("Captions", asked),
+        ("Retrieval", protocol.retrieval),
+        ("Distances", "; ".join(protocol.features)),
+        ("Diversity and memorisation", protocol.likeness),
+        ("Networks", weights),
+        ("Intervals", protocol.intervals),
+        ("Device", protocol.device),
+    ]
+    digests = [
+        ("Real pictures", f"{protocol.real_pictures:,}, digest <code>{escape(protocol.reference_digest)}</code>"),
+        ("Prompts and seeds", f"digest <code>{escape(protocol.prompts_digest)}</code>"),
+        ("All of it", f"version {protocol.version}, digest <code>{escape(protocol.comparison)}</code>"),
+    ]
+    return html.table([*((name, escape(text)) for name, text in rows), *digests])
 
 
 def _all_metrics(findings: Findings) -> str:
     rows = [(f"<code>{escape(name)}</code>", f"{value:.6g}") for name, value in findings.metrics.items()]
     return f"<details>\n<summary>All metrics as they are logged</summary>\n{html.table(rows)}\n</details>"
-
-
-def chart(loss: HeldoutLoss) -> str:
-    """The loss by σ with its 95 % band as an inline SVG that follows the page's colours."""
-    width, height, left, bottom, top, right = 760, 300, 52, 44, 14, 16
-    highest = max(row.mean + row.half_width for row in loss.by_sigma)
-    last = max(1.0, *(row.sigma for row in loss.by_sigma))
-    tick = html.nice_step(highest / 4)
-    ceiling = tick * -(-highest // tick)
-
-    def x(sigma: float) -> float:
-        return left + sigma / last * (width - left - right)
-
-    def y(value: float) -> float:
-        return height - bottom - max(value, 0) / ceiling * (height - bottom - top)
-
-    def path(values: Sequence[tuple[float, float]]) -> str:
-        return " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in values)
-
-    upper = [(row.sigma, row.mean + row.half_width) for row in loss.by_sigma]
-    lower = [(row.sigma, row.mean - row.half_width) for row in reversed(loss.by_sigma)]
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Held-out loss by sigma">']
-    for number in range(round(ceiling / tick) + 1):
-        value = number * tick
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        parts.append(f'<text x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for sigma in (share * last for share in (0, 0.2, 0.4, 0.6, 0.8, 1)):
-        parts.append(f'<text x="{x(sigma):.1f}" y="{height - bottom + 18}" text-anchor="middle">{sigma:g}</text>')
-    middle = (left + width - right) / 2
-    parts.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">σ (0 data, 1 noise)</text>')
-    parts.append(f'<polygon class="band" points="{path(upper + lower)}"/>')
-    parts.append(f'<polyline class="line" points="{path([(row.sigma, row.mean) for row in loss.by_sigma])}"/>')
-    for row in loss.by_sigma:
-        hint = f"σ {row.sigma:g}: {row.mean:.4f} ± {row.half_width:.4f}"
-        place = f'cx="{x(row.sigma):.1f}" cy="{y(row.mean):.1f}"'
-        parts.append(f'<circle class="dot" {place} r="3.5"><title>{hint}</title></circle>')
-    return "\n".join([*parts, "</svg>"])

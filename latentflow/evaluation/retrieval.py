@@ -9,33 +9,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentflow.data.records import Record, RecordSet, spread_places
+from latentflow.data.records import Record, RecordSet
 from latentflow.evaluation.metrics import Share, pooled, share
 from latentflow.pictures import to_bytes
 
 SIDE = 16
-_CHUNK = 64
+CHUNK = 1024
+_BLOCK = 64
 
 
-def choose_captions(records: Sequence[Record], split: str, count: int) -> list[Record]:
-    """Up to ``count`` records of a split, spread by a hash of their ids, one per distinct caption.
+def picture_chunks(
+    records: RecordSet, resolution: int, chosen: Sequence[Record] | None = None, size: int = CHUNK
+) -> Iterator[Tensor]:
+    """The chosen real pictures, by default all in the table's order, as uint8 (<= size, 3, r, r).
 
-    A pure function of the records: no seed, so every evaluation of the same data asks the same captions.
+    In chunks, so that no large set fills the memory.
     """
-    first: dict[str, tuple[str, int]] = {}
-    for place, record in enumerate(records):
-        if record.split == split:
-            here = (record.id, place)
-            first[record.caption] = min(first.get(record.caption, here), here)
-    distinct = list(first.values())
-    chosen = spread_places((record_id for record_id, _ in distinct), count)
-    return [records[distinct[number][1]] for number in chosen]
-
-
-def picture_chunks(records: RecordSet, resolution: int, size: int = 1024) -> Iterator[Tensor]:
-    """All real pictures in the table's order as uint8 (<= size, 3, r, r), so that no large set fills the memory."""
-    for start in range(0, len(records.table), size):
-        yield to_bytes(records.pixels(records.table[start : start + size], resolution))
+    table = records.table if chosen is None else chosen
+    for start in range(0, len(table), size):
+        yield to_bytes(records.pixels(table[start : start + size], resolution))
 
 
 def features(pictures: Tensor) -> Tensor:
@@ -75,10 +67,10 @@ def retrieve(drawn: Tensor, real: Tensor, right: Tensor) -> Retrieval:
     captions, seeds, width = drawn.shape
     rows, wanted = drawn.reshape(-1, width), right.repeat_interleave(seeds, 0)
     ranks, nearest = [], []
-    for start in range(0, len(rows), _CHUNK):
+    for start in range(0, len(rows), _BLOCK):
         # Exact differences: the matrix-product form of cdist would blur near ties.
-        distance = torch.cdist(rows[start : start + _CHUNK], real, compute_mode="donot_use_mm_for_euclid_dist")
-        to_right = distance.masked_fill(~wanted[start : start + _CHUNK], torch.inf).amin(1, keepdim=True)
+        distance = torch.cdist(rows[start : start + _BLOCK], real, compute_mode="donot_use_mm_for_euclid_dist")
+        to_right = distance.masked_fill(~wanted[start : start + _BLOCK], torch.inf).amin(1, keepdim=True)
         ranks.append(1 + (distance < to_right).sum(1))
         nearest.append(distance.argmin(1))
     shape = (captions, seeds)

@@ -1,9 +1,17 @@
-"""The model card: README.md in the diffusers folder, for whoever meets the folder without its registry."""
+"""The model card: README.md in the diffusers folder, for whoever meets the folder without its registry.
 
-from typing import Any
+Its summary is the description of the version in the registry, with what the gate said.
+"""
 
-from latentflow.manifest import EvaluationManifest, ModelManifest
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 from latentflow.registry.lineage import split_params
+from latentflow.registry.verdict_text import sentence
+
+if TYPE_CHECKING:
+    from latentflow.registry.gate import Verdict
+    from latentflow.registry.packaging import Package
 
 _CARD = """\
 ---
@@ -13,8 +21,7 @@ tags: [latent-diffusion, flow-matching]
 ---
 # {name}
 
-A text-to-image model: latent diffusion trained by flow matching with latentflow, as a `{pipeline_class}` that
-draws {width}x{height} pixels. Nothing but the libraries below is needed to use it.
+{what} Nothing but the libraries below is needed to use it.
 
 ## Use
 
@@ -51,13 +58,18 @@ The three give the same picture for the same seed.
 
 {metrics}
 
-These hold for the sampler {sampler} with {steps} steps at guidance {guidance}, the defaults in `generation.json`.
+They were measured like this; only figures of an equal protocol compare.
+
+{protocol}
+
+`_low` and `_high` are the bounds of a figure's 95 % interval, `_half_width` is half of it.
 
 ## Limits
 
 It draws what its data shows, at the size it was trained for, and knows the words of its captions; other prompts
 give something, not necessarily what was asked. It was not tested for bias and has no filter. The figures above
-compare models on the same data and are no promise about other prompts.
+compare models on the same data and are no promise about other prompts. It may come near to pictures that it was
+trained on: whoever publishes pictures looks for that, and keeps to the data's licence.
 
 ## Where it comes from
 
@@ -69,26 +81,76 @@ compare models on the same data and are no promise about other prompts.
 _CARRIED = 'import sys; sys.path.append("code"); import latentflow.scheduler  # code that came with the model\n'
 
 
-def model_card(
-    name: str, model: ModelManifest, evaluation: EvaluationManifest, generation: dict[str, Any], carries_code: bool
-) -> str:
+def model_card(package: "Package", carries_code: bool) -> str:
     """The card as Markdown; the data's licence and credit come from the lineage (data_license, data_credit)."""
+    model, evaluation, generation = package.model, package.evaluation, package.generation
     lineage = split_params(model.lineage)[0]
-    data = [f"Licence: {lineage.get('data_license') or 'not stated by the source of the data.'}"]
-    if credit := lineage.get("data_credit"):
-        data.append(f"Credit: {credit}")
     origin = lineage | {"model digest": model.digest, "evaluation": evaluation.fingerprint}
     return _CARD.format(
-        name=name,
-        pipeline_class=model.pipeline_class,
+        name=package.name,
+        what=_what(package),
         prompt="red heart",
         imports=_CARRIED if carries_code else "",
         call=_call(generation),
-        data="\n\n".join(data),
+        data=_data(lineage, "\n\n"),
         metrics=_table(("figure", "value"), {key: f"{value:.6g}" for key, value in sorted(evaluation.metrics.items())}),
+        protocol=_table(("protocol", ""), {key: _cell(value) for key, value in package.protocol.items()}),
         lineage=_table(("what", "value"), {key: f"`{value}`" for key, value in sorted(origin.items()) if value}),
-        **{key: generation[key] for key in ("sampler", "steps", "guidance", "height", "width")},
     )
+
+
+def summary(package: "Package", verdict: "Verdict") -> str:
+    """The card in a few lines of Markdown: what it is, how good it was found, what the gate said, whose data it is."""
+    protocol = package.protocol
+    figures = [_figure(name, package.evaluation.metrics) for name in HEADLINES if name in package.evaluation.metrics]
+    measured = f"Measured: {', '.join(figures)}" if figures else "Measured: see the tags latentflow.metric"
+    reference = str(protocol.get("reference_digest", ""))
+    asked = f"{protocol.get('train_captions', 0):,} training and {protocol.get('test_captions', 0):,} held-out captions"
+    how = f"({asked}, {protocol.get('real_pictures', 0):,} real pictures of digest {reference[:12]})"
+    data = _data(split_params(package.model.lineage)[0], " ")
+    return "\n\n".join([_what(package), f"{measured} {how}.", sentence(verdict), f"Data: {data}"])
+
+
+HEADLINES = ("retrieval/train/top5", "retrieval/test/top5", "heldout_loss")
+"""Figures that a line about a model shows."""
+
+
+def _what(package: "Package") -> str:
+    generation, kind = package.generation, package.model.pipeline_class
+    how = f"{generation['sampler']}, {generation['steps']} steps, guidance {generation['guidance']:g}"
+    size = f"{generation['width']}x{generation['height']}"
+    parent = package.model.lineage.get("parent_model")
+    began = f" It was fine-tuned from {parent}." if parent else ""
+    return (
+        "A text-to-image model: latent diffusion trained by flow matching with latentflow, as a "
+        f"`{kind}` that draws {size} pixels by {how} unless told otherwise.{began}"
+    )
+
+
+def _figure(name: str, metrics: Mapping[str, float]) -> str:
+    value = f"{name} {metrics[name]:.4g}"
+    if f"{name}_low" in metrics:
+        return f"{value} ({metrics[f'{name}_low']:.4g} to {metrics[f'{name}_high']:.4g})"
+    return f"{value} ± {metrics[f'{name}_half_width']:.2g}" if f"{name}_half_width" in metrics else value
+
+
+def _data(lineage: Mapping[str, str], between: str) -> str:
+    known = (
+        [f"Source: {lineage['data_source']} {lineage.get('data_revision', '')}".strip()]
+        if "data_source" in lineage
+        else []
+    )
+    known.append(f"Licence: {lineage.get('data_license') or 'not stated by the source of the data.'}")
+    if credit := lineage.get("data_credit"):
+        known.append(f"Credit: {credit}")
+    return between.join(known)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{name} {one}" for name, one in value.items()] or "none"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _call(generation: dict[str, Any]) -> str:

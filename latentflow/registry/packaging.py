@@ -30,6 +30,8 @@ class Package:
     model: ModelManifest
     evaluation: EvaluationManifest
     pipeline: Path
+    results: Path
+    protocol: dict[str, Any]
     generation: dict[str, Any]
 
 
@@ -47,18 +49,20 @@ def prepare(name: str, model_folder: Path, evaluation_folder: Path) -> Package:
             f"{pipeline} lacks model_index.json or generation.json: run `latentflow train`, or `dvc pull` the model."
         )
     generation = json.loads((pipeline / "generation.json").read_text(encoding="utf-8"))
-    return Package(name, model, evaluation, pipeline, generation | _sampler(evaluation_folder))
+    protocol, sampler = _protocol(evaluation_folder)
+    return Package(name, model, evaluation, pipeline, evaluation_folder, protocol, generation | sampler)
 
 
-def _sampler(evaluation: Path) -> dict[str, Any]:
-    """The sampler, steps and guidance that were judged are the ones that ship."""
+def _protocol(evaluation: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How the model was judged, and of that the sampler, steps and guidance, which are the ones that ship."""
     try:
         protocol = json.loads((evaluation / "protocol.json").read_text(encoding="utf-8"))
-        return {
+        sampler = {
             "sampler": str(protocol["sampler"]),
             "steps": int(protocol["steps"]),
             "guidance": float(protocol["guidance"]),
         }
+        return protocol, sampler
     except (OSError, KeyError, ValueError) as error:
         raise LatentflowError(
             f"{evaluation / 'protocol.json'} does not say with which sampler, steps and guidance the "
@@ -117,5 +121,4 @@ def _save(package: Package, folder: Path, description: "Model") -> None:
     put_scheduler(pipeline, scheduler_of(pipeline, package.generation["sampler"]))
     write_json(pipeline / "generation.json", package.generation)
     carries_code = (pipeline / "code").is_dir()
-    card = model_card(package.name, package.model, package.evaluation, package.generation, carries_code)
-    write_text(pipeline / "README.md", card)
+    write_text(pipeline / "README.md", model_card(package, carries_code))

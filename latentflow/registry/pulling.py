@@ -14,7 +14,7 @@ from latentflow.workspace import store as work_store
 from latentflow.workspace import tracking_uri
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
     from mlflow.tracking import MlflowClient
     from PIL.Image import Image
 
@@ -39,23 +39,40 @@ def parse(model_uri: str) -> ModelUri:
     )
 
 
+class Pulled(NamedTuple):
+    """A pipeline's folder and the address that it will always have: models:/<name>/<version>, or the folder given."""
+
+    address: str
+    folder: Path
+
+
 def pull(model_uri: str, out: Path | None = None) -> Path:
     """The diffusers folder of a model: downloaded to ``out``, or kept in the work store when none is given.
 
     ``model_uri`` may also be a folder (a diffusers folder, `latentflow train`'s output, or an MLflow model): it
     is returned as it is. Raises RegistryError with what there is when the name, alias or version is not.
     """
+    return pull_pinned(model_uri, out).folder
+
+
+def pull_pinned(model_uri: str, out: Path | None = None) -> Pulled:
+    """Like ``pull``, with the version that an alias was on: whoever needs the model twice asks for that one."""
     if not model_uri.startswith(_PREFIX):
-        return _local(Path(model_uri))
+        return Pulled(model_uri, _local(Path(model_uri)))
     wanted = parse(model_uri)
     if out is not None:
         _refuse_foreign(out)
     client = connect(create=False)
     with store.mlflow_errors(f"give {model_uri}"):
-        version = _resolve(client, wanted)
-        target = out or work_store() / "pulled" / _folder_name(version)
-        if out is not None or not (target / "model_index.json").is_file():
-            _download(client, version, target)
+        version = find_version(client, wanted)
+        return Pulled(f"{_PREFIX}{version.name}/{version.version}", fetch(client, version, out))
+
+
+def fetch(client: "MlflowClient", version: "ModelVersion", out: Path | None = None) -> Path:
+    """The diffusers folder of a version: downloaded to ``out``, or kept in the work store when none is given."""
+    target = out or work_store() / "pulled" / _folder_name(version)
+    if out is not None or not (target / "model_index.json").is_file():
+        _download(client, version, target)
     return target
 
 
@@ -103,23 +120,31 @@ def _refuse_foreign(out: Path) -> None:
         raise LatentflowError(f"{out} exists and is not a pulled model: give a new or an empty folder.")
 
 
-def _resolve(client: "MlflowClient", wanted: ModelUri) -> "ModelVersion":
+def find_model(client: "MlflowClient", name: str) -> "RegisteredModel":
+    """The registered model; RegistryError with the names that there are when it is not."""
     from mlflow.exceptions import MlflowException
 
     try:
-        model = client.get_registered_model(wanted.name)
+        return client.get_registered_model(name)
     except MlflowException as error:
         if not store.is_missing(error):
             raise
         names = [model.name for model in client.search_registered_models(max_results=20)]
         raise RegistryError(
-            f"There is no model {wanted.name!r} in {store.shown(tracking_uri())}; it has: {', '.join(names) or 'none'}."
+            f"There is no model {name!r} in {store.shown(tracking_uri())}; it has: {', '.join(names) or 'none'}."
         ) from error
-    if wanted.alias and wanted.alias not in model.aliases:
+
+
+def find_version(client: "MlflowClient", wanted: ModelUri) -> "ModelVersion":
+    """The version that an address names now; RegistryError with what there is when it names none."""
+    from mlflow.exceptions import MlflowException
+
+    aliases = find_model(client, wanted.name).aliases
+    if wanted.alias and wanted.alias not in aliases:
         raise RegistryError(
             f"Model {wanted.name!r} has no alias {wanted.alias!r}; {_what_there_is(client, wanted.name)}."
         )
-    number = str(model.aliases[wanted.alias]) if wanted.alias else wanted.version
+    number = str(aliases[wanted.alias]) if wanted.alias else wanted.version
     try:
         return client.get_model_version(wanted.name, number)
     except MlflowException as error:

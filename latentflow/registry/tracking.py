@@ -21,7 +21,8 @@ from latentflow.errors import RegistryError
 from latentflow.manifest import EvaluationManifest, ModelManifest
 from latentflow.registry import store
 from latentflow.registry.adapters import log_adapter
-from latentflow.registry.lineage import split_params, tags
+from latentflow.registry.lineage import lineage_from_environment, split_params, tags
+from latentflow.registry.marks import EVALUATION, JUDGED
 from latentflow.registry.store import connect
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 ORIGINAL = "latentflow.original_run_id"
 RESUMED = "latentflow.resumed_at_step"
-EVALUATION = "latentflow.evaluation"
 PARENT = "mlflow.parentRunId"
 
 PAUSE_SECONDS = 60.0
@@ -216,15 +216,26 @@ def model_run(client: "MlflowClient", model: ModelManifest, metrics: Mapping[str
         return run_id
 
 
-def record_evaluation(
-    client: "MlflowClient", model: ModelManifest, evaluation: EvaluationManifest, model_metrics: Mapping[str, float]
-) -> tuple[str, str]:
-    """(model's run, evaluation's run) in this store, rebuilt from the manifests where it has not seen them."""
-    parent = model_run(client, model, model_metrics)
+def record_judged(
+    client: "MlflowClient", parent: str, evaluation: EvaluationManifest, folder: Path, judged: str
+) -> str:
+    """The run of an evaluation of the model of the run ``parent``, with the files of its folder that it lacks.
+
+    ``judged`` says what was judged; evaluations are found again by it, see judged.py.
+    """
     run = _evaluation(client, parent, evaluation.fingerprint, {})
     run.log_metrics(evaluation.metrics)
+    present = {file.path for file in client.list_artifacts(run.id)}
+    for path in sorted(folder.iterdir()):
+        if path.name in present:
+            continue
+        if path.is_dir():
+            client.log_artifacts(run.id, str(path), path.name)
+        else:
+            client.log_artifact(run.id, str(path))
+    client.set_tag(run.id, JUDGED, judged)
     run.end("FINISHED")
-    return parent, run.id
+    return run.id
 
 
 def _open(make: Callable[["MlflowClient"], Run], untracked_id: str) -> Run:
@@ -257,7 +268,8 @@ def _evaluation(client: "MlflowClient", parent: str, evaluation_fingerprint: str
     if found := client.search_runs([experiment], query, max_results=1):
         run = Run(client, found[0].info.run_id, parent, resumed=True)
     else:
-        marks = {PARENT: parent, EVALUATION: evaluation_fingerprint, **_standard_tags({})}
+        lineage = lineage_from_environment()
+        marks = {PARENT: parent, EVALUATION: evaluation_fingerprint, **tags(lineage), **_standard_tags(lineage)}
         name = f"evaluation {evaluation_fingerprint[:8]}"
         run = Run(client, client.create_run(experiment, tags=marks, run_name=name).info.run_id, parent)
     _log_params(client, run.id, params)

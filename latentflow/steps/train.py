@@ -14,13 +14,14 @@ from latentflow.data.places import read_manifest
 from latentflow.errors import LatentflowError
 from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, digest_json, sha256_file, write_text
 from latentflow.manifest import AutoencoderManifest, EncodedManifest, ModelManifest, fingerprint
-from latentflow.params import DiffusionParams, TrainInputs
+from latentflow.params import DiffusionParams, ModelParams, TrainInputs
 from latentflow.workspace import work_folder, work_place
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from latentflow.data.encoded import EncodedSet
+    from latentflow.denoisers import Beginning
     from latentflow.diffusion import Diffusion
     from latentflow.registry.tracking import Run
     from latentflow.training.checkpoint import Identity, Progress
@@ -80,10 +81,12 @@ def run(
     Checkpoints lie below ``storage`` or LATENTFLOW_CHECKPOINTS (folders or fsspec URLs), or in the work store. Raises
     PreemptedError (an exit with code 75) when SIGTERM ended it after a checkpoint.
     """
+    from latentflow import denoisers
     from latentflow.training.parallel import parallel
 
     manifest = read_manifest(sources.encoded)
-    digests = _inputs(inputs, sources, manifest)
+    beginning = denoisers.begin(inputs.model)
+    digests = _inputs(inputs, sources, manifest, beginning.params)
     with parallel(inputs.train) as together:
         named, started_from = _named(inputs, digests, resume)
         digests |= started_from
@@ -97,7 +100,7 @@ def run(
             if not together.any_true(together.main and done.is_dir()):
                 identity = _identity(inputs, digests, key)
                 kept = _checkpoints(work, identity, storage)
-                _train(inputs, sources, work, kept, identity, together, named)
+                _train(inputs, sources, beginning, work, kept, identity, together, named)
             elif together.main:
                 log.info("the model of these parameters and data is in the work store; nothing to train")
             together.everywhere(lambda: parcels.deliver(done, out))
@@ -106,11 +109,13 @@ def run(
 
 def identify(inputs: TrainInputs, sources: Sources, force_rerun: str = "") -> str:
     """The fingerprint under which this training is kept. Raises LatentflowError where inputs do not fit together."""
-    digests = _inputs(inputs, sources, read_manifest(sources.encoded))
+    from latentflow import denoisers
+
+    digests = _inputs(inputs, sources, read_manifest(sources.encoded), denoisers.begin(inputs.model).params)
     return fingerprint("train", VERSION, inputs, digests, force_rerun)
 
 
-def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest) -> dict[str, str]:
+def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest, model: ModelParams) -> dict[str, str]:
     """Checks that everything fits together, before any device is asked for; the digests of all that is read."""
     vae_manifest = AutoencoderManifest.read(sources.autoencoder_folder)
     if manifest.inputs["autoencoder"] != vae_manifest.digest:
@@ -124,11 +129,11 @@ def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest) ->
             "records; lower it or add records."
         )
     _check_captions(inputs, manifest)
-    _check_shapes(inputs, manifest)
+    _check_shapes(model, inputs.diffusion, manifest)
     from latentflow.denoisers import start_digest
 
     digests = {"encoded": manifest.digest, "autoencoder": vae_manifest.digest}
-    return digests | _own_code(inputs) | start_digest(inputs.model)
+    return digests | _own_code(inputs) | start_digest(model)
 
 
 def _check_captions(inputs: TrainInputs, manifest: EncodedManifest) -> None:
@@ -139,13 +144,13 @@ def _check_captions(inputs: TrainInputs, manifest: EncodedManifest) -> None:
         )
 
 
-def _check_shapes(inputs: TrainInputs, manifest: EncodedManifest) -> None:
+def _check_shapes(model: ModelParams, diffusion: DiffusionParams, manifest: EncodedManifest) -> None:
     """Refuses latents and captions that the denoiser cannot take, before a device is asked for."""
     from latentflow import denoisers
 
     shapes = sorted({shard.shape for shard in manifest.shards if shard.kind == "latents"})
-    denoisers.check(inputs.model, shapes, manifest.text_width)
-    denoisers.warn_of_other_definition(inputs.model, inputs.diffusion.definition)
+    denoisers.check(model, shapes, manifest.text_width)
+    denoisers.warn_of_other_definition(model, diffusion.definition)
 
 
 def _identity(inputs: TrainInputs, digests: dict[str, str], key: str) -> "Identity":
@@ -184,6 +189,7 @@ def _named(
 def _train(
     inputs: TrainInputs,
     sources: Sources,
+    beginning: "Beginning",
     work: Path,
     checkpoints: Path | str,
     identity: "Identity",
@@ -199,7 +205,8 @@ def _train(
 
     encoded = EncodedSet.open(sources.encoded, sources.parts)
     diffusion = _diffusion(inputs.diffusion)
-    model = denoisers.start(inputs.model, encoded.manifest.latent_shape, encoded.manifest.text_width, inputs.train.seed)
+    shape, width = encoded.manifest.latent_shape, encoded.manifest.text_width
+    model = denoisers.start(beginning.params, shape, width, inputs.train.seed)
     log.info("%s with %.1f M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)
     job = loop.Job(
         params=inputs.train,
@@ -211,7 +218,8 @@ def _train(
         identity=identity,
     )
     together.everywhere(job.vault.prepare)
-    with _settled(job.vault), _observed(inputs, job, sources, work, together) as (start, run):
+    lineage = _lineage(job, beginning.parent)
+    with _settled(job.vault), _observed(inputs, lineage, job, sources, work, together) as (start, run):
         trained, curves = loop.train(job, together, start, named)
 
         def deliver() -> None:
@@ -220,11 +228,11 @@ def _train(
                 for name in ("samples", "averages"):
                     if (work / name).is_dir():
                         copy_tree_or_file(work / name, folder / name)
-                _manifest(inputs, job, folder, run().id).write(folder)
+                _manifest(inputs, lineage, job, folder, run().id).write(folder)
                 write_text(folder / REPORT, page.render(folder))
                 if (folder / delivery.ADAPTER).is_dir():
                     resolution, guidance = encoded.manifest.resolution, inputs.train.sample_guidance
-                    run().log_adapter(folder / delivery.ADAPTER, inputs.model.pretrained, resolution, guidance)
+                    run().log_adapter(folder / delivery.ADAPTER, beginning.parent, resolution, guidance)
 
         together.everywhere(deliver)
 
@@ -246,7 +254,7 @@ def _checkpoints(work: Path, identity: "Identity", storage: str) -> Path | str:
     return f"{place.rstrip('/')}/{identity.fingerprint[:32]}" if place else work / "checkpoints"
 
 
-def _manifest(inputs: TrainInputs, job: "Job", folder: Path, run_id: str) -> ModelManifest:
+def _manifest(inputs: TrainInputs, lineage: dict[str, str], job: "Job", folder: Path, run_id: str) -> ModelManifest:
     from latentflow.registry.lineage import flat_params, with_params
 
     return ModelManifest(
@@ -256,7 +264,7 @@ def _manifest(inputs: TrainInputs, job: "Job", folder: Path, run_id: str) -> Mod
         pipeline_class=job.denoiser.family.pipeline_class,
         resolution=job.encoded.manifest.resolution,
         mlflow_run_id=run_id,
-        lineage=with_params(_lineage(job), flat_params(inputs)),
+        lineage=with_params(lineage, flat_params(inputs)),
     )
 
 
@@ -290,17 +298,19 @@ def _diffusion(params: DiffusionParams) -> "Diffusion":
     return diffusion
 
 
-def _lineage(job: "Job") -> dict[str, str]:
-    """Code and environment, where the data came from as encode passed it on, and the digests of all inputs."""
+def _lineage(job: "Job", parent: str) -> dict[str, str]:
+    """Code and environment, where the data came from as encode passed it on, the digests of all inputs, the parent."""
     from latentflow.registry.lineage import lineage_from_environment
 
     data = {f"data_{name}": value for name, value in job.encoded.manifest.origin.items()}
-    return lineage_from_environment() | data | {f"digest_{name}": d for name, d in job.identity.inputs.items()}
+    origin = {"fingerprint": job.identity.fingerprint} | ({"parent_model": parent} if parent else {})
+    digests = {f"digest_{name}": digest for name, digest in job.identity.inputs.items()}
+    return lineage_from_environment() | data | digests | origin
 
 
 @contextmanager
 def _observed(
-    inputs: TrainInputs, job: "Job", sources: Sources, work: Path, together: "Parallel"
+    inputs: TrainInputs, lineage: dict[str, str], job: "Job", sources: Sources, work: Path, together: "Parallel"
 ) -> "Iterator[tuple[Starter, Callable[[], Run]]]":
     """The MLflow run around the loop, opened once the checkpoint has told which run it belongs to.
 
@@ -320,7 +330,7 @@ def _observed(
             run = stack.enter_context(
                 training_run(
                     flat_params(inputs),
-                    _lineage(job),
+                    lineage,
                     run_id=progress.mlflow_run_id if progress else None,
                     checkpoint_step=progress.step if progress else None,
                 )

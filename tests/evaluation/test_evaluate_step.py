@@ -3,12 +3,14 @@
 import io
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from encoded_sets import Recipe, write_set
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import RESOLUTION, build_pipeline
 
 from latentflow.data.media_refs import BytesMedia
@@ -18,7 +20,10 @@ from latentflow.data.sources import Candidate
 from latentflow.data.validation import Limits, check
 from latentflow.errors import LatentflowError
 from latentflow.evaluation import drawing
+from latentflow.evaluation.comparison import compare, page
 from latentflow.evaluation.drawing import Artist, Request, Settings
+from latentflow.evaluation.judge import TIMINGS
+from latentflow.evaluation.units import read_units
 from latentflow.manifest import DuplicateCounts, EvaluationManifest, ModelManifest, RecordsManifest
 from latentflow.params import EvaluateInputs, EvaluateParams
 from latentflow.steps import evaluate
@@ -96,6 +101,8 @@ def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def params(**changes: object) -> EvaluateInputs:
     values = {"guidance": 2.0, "sampler": "euler", "steps": 2, "captions": 5, "seeds": 2, "seed": 7, "batch_size": 4}
+    values |= {"reconstructions": 4, "grid": {"prompts": 2, "guidance": [1.0], "steps": [1]}}
+    values |= {"weights": {"inception": "", "dinov2": "", "clip": "", "lpips": ""}}
     return EvaluateInputs(evaluate=EvaluateParams(**values | {"gallery_prompts": ["a <red> moon"]} | changes))
 
 
@@ -109,7 +116,7 @@ def test_the_folder_is_complete_and_its_digest_repeatable(inputs_folder: Path, n
     assert manifest.mlflow_run_id == ""
     assert manifest.metrics == json.loads(Path("out/metrics.json").read_text())
     protocol = json.loads(Path("out/protocol.json").read_text())
-    assert (protocol["train_captions"], protocol["test_captions"], protocol["seeds"]) == (5, 5, [7, 8])
+    assert (protocol["train_captions"], protocol["test_captions"], protocol["train_seeds"]) == (5, 5, 2)
     assert protocol["reference_digest"] == "records-digest"
     assert Path("out/plots/heldout_loss_by_sigma.csv").read_text().startswith("sigma,loss,low,high\n0.05,")
     assert len(Path("out/ranks.csv").read_text().splitlines()) == 1 + (5 + 5) * 2
@@ -123,6 +130,86 @@ def test_the_folder_is_complete_and_its_digest_repeatable(inputs_folder: Path, n
     assert again.digest == manifest.digest
 
 
+def test_a_metric_is_the_mean_of_its_units(inputs_folder: Path, no_mlflow: None):
+    metrics, units = run(inputs_folder).metrics, read_units(Path("out"))
+    assert {"retrieval/train/top5", "retrieval/test/top1", "heldout_loss"} <= set(units)
+    for name, values in units.items():
+        jackknifed = name.startswith("kernel_")
+        wanted = pytest.approx(metrics[name], rel=1e-6, abs=1e-3 if jackknifed else 1e-12)
+        assert sum(values.values()) / len(values) == wanted, name
+    assert {"vae/psnr", "diversity/test", "memorised/test", "kernel_pixels8", "precision_pixels8"} <= set(units)
+    assert len(units["heldout_loss"]) == 6
+    assert len(units["retrieval/train/top5"]) == 5
+
+
+def test_the_gallerys_pictures_are_kept_with_prompt_and_seed(inputs_folder: Path, no_mlflow: None):
+    run(inputs_folder)
+    asked = json.loads(Path("out/gallery.json").read_text())
+    pictures = load_file("out/gallery.safetensors")["pictures"]
+    assert asked[0] == {"prompt": "a <red> moon", "seed": 7}
+    assert pictures.shape == (len(asked), 3, RESOLUTION, RESOLUTION)
+    pipeline = inputs_folder / "model" / "pipeline"
+    artist = Artist(pipeline, Settings.read(pipeline, "euler", 2, 2.0))
+    drawn = artist.draw([Request(one["prompt"], one["seed"]) for one in asked[:3]], 4).pictures
+    assert torch.equal(drawn, pictures[:3])
+
+
+def test_a_plain_pipeline_folder_is_judged_with_what_it_ships(inputs_folder: Path, no_mlflow: None, tmp_path: Path):
+    shutil.copytree(inputs_folder / "model" / "pipeline", tmp_path / "champion")
+    path = tmp_path / "champion" / "generation.json"
+    shipped = {"sampler": "dpm_solver_2m", "steps": 3, "guidance": 1.5}
+    path.write_text(json.dumps(json.loads(path.read_text()) | shipped))
+    arguments = (inputs_folder / "encoded", inputs_folder / "records", Path("judged"))
+    manifest = evaluate.judge_folder(params().evaluate, tmp_path / "champion", *arguments)
+    protocol = json.loads(Path("judged/protocol.json").read_text())
+    assert {name: protocol[name] for name in shipped} == shipped
+    assert manifest.mlflow_run_id == ""
+    # The encoded set of this test was made by no VAE, and nothing but the model's manifest says that they fit.
+    assert "heldout_loss" not in manifest.metrics
+    assert (
+        "it cannot be told whether the model learnt from latents such as these"
+        in Path("judged/report.html").read_text()
+    )
+    same = run(inputs_folder, **shipped)
+    assert {name: same.metrics[name] for name in manifest.metrics if not name.startswith(TIMINGS)} == {
+        name: value for name, value in manifest.metrics.items() if not name.startswith(TIMINGS)
+    }
+    units = read_units(Path("out"))
+    assert units.pop("heldout_loss")
+    assert units == read_units(Path("judged"))
+    own = run(inputs_folder, "own")
+    assert own.digest != manifest.digest
+    comparable = json.loads(Path("own/protocol.json").read_text())
+    assert comparable["comparison"] == protocol["comparison"]
+
+
+def test_the_page_of_two_evaluations(inputs_folder: Path, no_mlflow: None):
+    run(inputs_folder)
+    run(inputs_folder, "stronger", guidance=4.0)
+    found = compare(Path("stronger"), Path("out"))
+    rows = {row.metric: row for row in found.rows}
+    assert rows["heldout_loss"].difference == 0
+    assert rows["heldout_loss"].verdict == "equal"
+    assert rows["vae/psnr"].units == 4
+    assert rows["seconds_per_picture"].half_width is None
+    text = page(Path("stronger"), Path("out"))
+    assert len(text.encode()) < 2_000_000
+    assert "guidance 4" in text
+    assert "guidance 2" in text
+    assert text.count("<figure>") == len(json.loads(Path("out/gallery.json").read_text()))
+    run(inputs_folder, "fewer", captions=4)
+    with pytest.raises(LatentflowError, match=r"they differ in .*train_captions"):
+        compare(Path("fewer"), Path("out"))
+
+
+def test_a_folder_that_nothing_packaged_is_refused(inputs_folder: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LatentflowError, match=r"holds no generation\.json"):
+        evaluate.judge_folder(
+            params().evaluate, tmp_path / "empty", inputs_folder / "encoded", inputs_folder / "records", Path("judged")
+        )
+
+
 def test_the_same_evaluation_is_not_drawn_twice_and_another_is(
     inputs_folder: Path, no_mlflow: None, monkeypatch: pytest.MonkeyPatch
 ):
@@ -134,7 +221,7 @@ def test_the_same_evaluation_is_not_drawn_twice_and_another_is(
     assert Path("elsewhere/report.html").read_bytes() == Path("out/report.html").read_bytes()
     assert not drawn
     assert run(inputs_folder, guidance=1.0).digest != first.digest
-    assert drawn == [1]
+    assert drawn
 
 
 def test_one_child_run_per_evaluation_with_metrics_and_files(inputs_folder: Path):
@@ -192,7 +279,7 @@ def test_too_many_captions_are_cut_with_a_warning(
 ):
     with caplog.at_level(logging.WARNING):
         run(inputs_folder, captions=500, seeds=1, steps=1, gallery_prompts=[])
-    assert "evaluate.captions is 500, but only 24 can be asked" in caplog.text
+    assert "evaluate.captions is 500, but there are only 24 training records" in caplog.text
 
 
 def test_folders_that_do_not_belong_together_are_refused_before_drawing(

@@ -10,7 +10,7 @@ from tiny import make_record
 
 from latentflow.evaluation import gallery, report
 from latentflow.evaluation.heldout import TIMES, HeldoutLoss, SigmaLoss
-from latentflow.evaluation.judge import Asked, Findings, Protocol
+from latentflow.evaluation.judge import Asked, Findings, Heldout, Protocol
 from latentflow.evaluation.retrieval import Retrieval
 from latentflow.html import Entry, Section
 
@@ -33,8 +33,10 @@ def findings() -> Findings:
         rank = torch.arange(1, 13).reshape(6, 2)
         return Asked(split, records, torch.zeros(6, 2, 3, 8, 8, dtype=torch.uint8), Retrieval(rank, rank), 0.01)
 
-    loss = HeldoutLoss([SigmaLoss(s, 1 + s, 0.1) for s in TIMES], 1.5, 0.05, 90)
+    loss = HeldoutLoss([SigmaLoss(s, 1 + s, 0.1) for s in TIMES], 1.5, 0.05, [1.5] * 90)
+    heldout = Heldout(loss, [f"record {n}" for n in range(90)])
     protocol = Protocol(
+        version=1,
         sampler="euler",
         guidance=3,
         steps=24,
@@ -53,7 +55,7 @@ def findings() -> Findings:
     )
     free = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     return Findings(
-        protocol, loss, asked("train"), asked("test"), [HOSTILE], free, 1.0, 0.1, 0.05, ["<b>few</b> samples"]
+        protocol, heldout, asked("train"), asked("test"), [HOSTILE], free, 1.0, 0.1, 0.05, ["<b>few</b> samples"]
     )
 
 
@@ -134,7 +136,7 @@ def test_metric_names_are_flat_and_finite():
 
 
 def test_the_chart_is_valid_svg_within_its_frame():
-    root = ElementTree.fromstring(report.chart(findings().heldout))
+    root = ElementTree.fromstring(report.chart(findings().heldout.loss))
     circles = root.findall("circle")
     assert len(circles) == len(TIMES)
     heights = [float(circle.attrib["cy"]) for circle in circles]

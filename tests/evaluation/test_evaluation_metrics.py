@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from torchmetrics.image.fid import _compute_fid
-from torchmetrics.image.kid import poly_mmd
 
 from latentflow.evaluation import metrics
 
@@ -42,18 +41,6 @@ def test_frechet_equals_torchmetrics():
     first, second = normal(600, 24) @ normal(24, 24, seed=1), normal(500, 24, seed=2) + 0.3
     wanted = _compute_fid(first.mean(0), torch.cov(first.T), second.mean(0), torch.cov(second.T)).item()
     assert metrics.frechet_distance(first, second) == pytest.approx(wanted, rel=1e-3)
-
-
-def test_kernel_distance_equals_torchmetrics():
-    first, second = normal(700, 16), normal(700, 16, seed=1) * 1.2 + 0.1
-    assert metrics.kernel_distance(first, second) == pytest.approx(poly_mmd(first, second).item(), rel=1e-9)
-
-
-def test_kernel_distance_is_unbiased_also_for_unequal_sizes():
-    found = [metrics.kernel_distance(normal(60, 8, seed=s), normal(20, 8, seed=1000 + s)) for s in range(200)]
-    mean, error = sum(found) / 200, torch.tensor(found).std().item() / math.sqrt(200)
-    assert abs(mean) < 3 * error
-    assert min(found) < 0  # An estimate that is never negative would be biased.
 
 
 def test_pixels8_is_the_mean_of_the_blocks():

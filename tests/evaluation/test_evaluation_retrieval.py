@@ -1,7 +1,5 @@
 """Ranks on pictures made by hand, and captions that depend on the records alone."""
 
-import random
-
 import pytest
 import torch
 from tiny import make_record
@@ -60,18 +58,3 @@ def test_chance_is_what_guessing_reaches():
     both[0, :2] = True
     assert retrieval.chance(both, 1) == pytest.approx(0.02)
     assert retrieval.chance(one[:, :4], 5) == 1
-
-
-def test_captions_are_chosen_by_the_records_alone():
-    records = [record(number, split="test" if number % 10 == 0 else "train") for number in range(300)]
-    chosen = retrieval.choose_captions(records, "train", 64)
-    shuffled = random.Random(1).sample(records, len(records))
-    assert chosen == retrieval.choose_captions(shuffled, "train", 64)
-    assert len({r.id for r in chosen}) == 64
-    assert all(r.split == "train" for r in chosen)
-    assert len(retrieval.choose_captions(records, "test", 64)) == 30
-
-
-def test_a_caption_is_asked_once():
-    records = [record(number, caption=f"digit {number % 10}") for number in range(100)]
-    assert len(retrieval.choose_captions(records, "train", 64)) == 10

@@ -3,11 +3,13 @@
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from registry_helpers import INPUTS, write_evaluation, write_model
+
+from pipelines.mlflow_server import mlflow_server
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/tiny.py
 
@@ -109,3 +111,13 @@ def closed_port(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> int:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     return port
+
+
+@pytest.fixture
+def server(closed_port: int, empty_store: Path, tmp_path: Path) -> Iterator[str]:
+    """`mlflow server` on the port that MLFLOW_TRACKING_URI names already."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    with mlflow_server(folder, closed_port) as uri:
+        yield uri

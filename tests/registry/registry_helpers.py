@@ -4,13 +4,22 @@ import json
 import shutil
 from pathlib import Path
 
+from latentflow.evaluation.units import write_units
 from latentflow.manifest import EvaluationManifest, ModelManifest
-from latentflow.params import RegisterInputs
+from latentflow.params import RegisterInputs, load
 
 NAME = "tiny"
-INPUTS = RegisterInputs.model_validate(
-    {"register": {"name": NAME, "champion_alias": "champion", "challenger_alias": "challenger"}}
-)
+
+
+def inputs(**changes: object) -> RegisterInputs:
+    """The project's parameters with a gate that looks at one figure; ``changes`` are fields of `register`."""
+    params = load(Path(__file__).parents[2] / "params.yaml")
+    gate = {"thresholds": {}, "comparisons": {"retrieval/train/top5": 0.05}, "confidence": 0.95}
+    section = params.register_.model_dump() | {"name": NAME, "gate": gate} | changes
+    return RegisterInputs.model_validate({"register": section, "evaluate": params.evaluate})
+
+
+INPUTS = inputs()
 
 LINEAGE = {
     "git_commit": "c0ffee",
@@ -43,17 +52,19 @@ def write_model(folder: Path, pipeline: Path) -> Path:
     return folder
 
 
-def write_evaluation(folder: Path, fingerprint: str, guidance: float) -> Path:
-    """What `latentflow evaluate` leaves behind, as far as registering reads it."""
+def write_evaluation(
+    folder: Path, fingerprint: str, guidance: float, model: str = "d" * 64, reference: str = "records"
+) -> Path:
+    """What `latentflow evaluate` leaves behind, as far as registering reads it: 100 captions, hits by the guidance."""
     folder.mkdir()
-    (folder / "protocol.json").write_text(
-        json.dumps({"sampler": "euler", "steps": 3, "guidance": guidance, "seeds": [0]})
-    )
+    own = {"sampler": "euler", "steps": 3, "guidance": guidance, "pipeline_class": "StableDiffusionPipeline"}
+    same = {"version": 3, "seed": 0, "reference_digest": reference, "train_captions": 100, "device": "cpu"}
+    (folder / "protocol.json").write_text(json.dumps(own | same))
+    hits = {f"caption {number}": float(number < 10 * guidance) for number in range(100)}
+    metrics = {"retrieval/train/top5": 0.1 * guidance, "heldout_loss_by_sigma/0.50": 0.8}
+    write_units(folder, {"retrieval/train/top5": hits})
+    (folder / "metrics.json").write_text(json.dumps(metrics))
     EvaluationManifest(
-        digest="a" * 64,
-        fingerprint=fingerprint,
-        inputs={"model": "d" * 64},
-        mlflow_run_id="",
-        metrics={"retrieval/train/top5": 0.1 * guidance, "heldout_loss_by_sigma/0.50": 0.8},
+        digest="a" * 64, fingerprint=fingerprint, inputs={"model": model}, mlflow_run_id="", metrics=metrics
     ).write(folder)
     return folder

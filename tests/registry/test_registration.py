@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from registry_helpers import FOREIGN_RUN, INPUTS, MODEL_METRICS, NAME, model_manifest, write_evaluation
+from registry_helpers import FOREIGN_RUN, INPUTS, MODEL_METRICS, NAME, inputs, model_manifest, write_evaluation
 
 from latentflow.errors import LatentflowError, RegistryError
 from latentflow.manifest import RegistrationManifest
-from latentflow.registry import glance, store, tracking
+from latentflow.registry import glance, marks, store, tracking
+from latentflow.registry.gate import rules_key
 from latentflow.steps import register
 
 
@@ -218,29 +219,61 @@ assert not {"mlflow", "torch", "diffusers"} & set(sys.modules)
     assert RegistrationManifest.read(out) == first
 
 
+def settled_copy(registered: Path, copy: Path, aliases: dict[str, str], tags: dict[str, str]) -> None:
+    """A copy of the registry with other aliases and tags of version 1; version 2 need not exist to carry an alias."""
+    shutil.copy(registered / "mlruns" / "mlflow.db", copy)
+    with sqlite3.connect(copy) as connection:
+        connection.execute("delete from registered_model_aliases")
+        query = "insert into registered_model_aliases (name, alias, version) values (?, ?, ?)"
+        connection.executemany(query, [(NAME, alias, number) for alias, number in aliases.items()])
+        query = "update model_version_tags set value = ? where key = ? and name = ?"
+        connection.executemany(query, [(value, key, NAME) for key, value in tags.items()])
+
+
 @pytest.mark.parametrize(
-    ("champion", "challenger", "alias"),
-    [("1", None, "champion"), ("2", "1", "challenger"), ("2", "2", None), (None, "1", None), (None, None, None)],
+    ("aliases", "status", "judged_against", "alias"),
+    [
+        ({"champion": "1"}, "passed", "", "champion"),
+        ({"champion": "1"}, "failed", "2", "champion"),
+        ({"champion": "2", "challenger": "1"}, "passed", "2", "challenger"),
+        ({"champion": "2", "challenger": "1"}, "inconclusive", "2", "challenger"),
+        ({"champion": "2"}, "failed", "2", ""),
+        ({"champion": "2"}, "not_comparable", "2", ""),
+        # What is left is to be done: another champion, a challenger to be named or unnamed, no champion at all.
+        ({"champion": "2", "challenger": "1"}, "passed", "3", None),
+        ({"champion": "2", "challenger": "2"}, "passed", "2", None),
+        ({"champion": "2", "challenger": "1"}, "failed", "2", None),
+        ({"challenger": "1"}, "passed", "", None),
+        ({}, "failed", "", None),
+    ],
 )
 def test_the_glance_answers_only_where_nothing_is_to_be_done(
     registered: Path,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    champion: str | None,
-    challenger: str | None,
+    aliases: dict[str, str],
+    status: str,
+    judged_against: str,
     alias: str | None,
 ) -> None:
-    """A copy of the registry with other aliases; version 2 need not exist for an alias to point at it."""
+    rules = rules_key(INPUTS.register_.gate, judged_against)
     copy = tmp_path / "mlflow.db"
-    shutil.copy(registered / "mlruns" / "mlflow.db", copy)
-    with sqlite3.connect(copy) as connection:
-        connection.execute("delete from registered_model_aliases")
-        rows = [(NAME, "champion", champion), (NAME, "challenger", challenger)]
-        query = "insert into registered_model_aliases (name, alias, version) values (?, ?, ?)"
-        connection.executemany(query, [row for row in rows if row[2]])
+    settled_copy(registered, copy, aliases, {marks.STATUS: status, marks.CHAMPION: judged_against, marks.RULES: rules})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy}")
     found = glance.registered(INPUTS.register_, "d" * 64, "e" * 64)
-    assert (found and found.alias) == alias
+    assert (found and (found.alias, found.status)) == (None if alias is None else (alias, status))
     assert glance.registered(INPUTS.register_, "d" * 64, "0" * 64) is None
+
+
+def test_the_glance_leaves_other_rules_and_promotion_to_mlflow(
+    registered: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rules = rules_key(INPUTS.register_.gate, "2")
+    copy = tmp_path / "mlflow.db"
+    settled_copy(registered, copy, {"champion": "2", "challenger": "1"}, {marks.RULES: rules})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy}")
+    assert glance.registered(inputs(promote="when_passed").register_, "d" * 64, "e" * 64) is None
+    stricter = {"thresholds": {}, "comparisons": {"retrieval/train/top5": 0.01}, "confidence": 0.95}
+    assert glance.registered(inputs(gate=stricter).register_, "d" * 64, "e" * 64) is None
     copy.write_text("not a database")
     assert glance.registered(INPUTS.register_, "d" * 64, "e" * 64) is None

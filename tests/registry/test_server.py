@@ -1,8 +1,6 @@
 """The same against a real MLflow server that also keeps the artifacts, as in a cluster."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,19 +8,8 @@ from registry_helpers import INPUTS, LINEAGE, MODEL_METRICS, NAME, model_manifes
 
 from latentflow.registry import pulling, store, tracking
 from latentflow.steps import register
-from pipelines.mlflow_server import mlflow_server
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def server(closed_port: int, empty_store: Path, tmp_path: Path) -> Iterator[str]:
-    """`mlflow server` on the port that MLFLOW_TRACKING_URI names already."""
-    folder = tmp_path / "server"
-    folder.mkdir()
-    shutil.copy(empty_store, folder / "mlflow.db")
-    with mlflow_server(folder, closed_port) as uri:
-        yield uri
 
 
 def test_runs_versions_and_pulling_through_a_server(
