@@ -171,9 +171,9 @@ def test_inception_reads_the_documented_layout(tmp_path: Path):
     kept = {name: value for name, value in model.state_dict().items() if "num_batches" not in name}
     save_file(kept | classifier, tmp_path / "model.safetensors")
     loaded = inception.load(tmp_path, "evaluate.weights.inception")
-    found = inception.features(loaded, PICTURES[:1])
+    found = inception.features(loaded, PICTURES[:1], batch_size=1)
     assert found.shape == (1, 2048)
-    torch.testing.assert_close(found, inception.features(model, PICTURES[:1]))
+    torch.testing.assert_close(found, inception.features(model, PICTURES[:1], batch_size=1))
     save_file({"fc.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(LatentflowError, match="is not the Inception network of FID"):
         inception.load(tmp_path, "evaluate.weights.inception")
