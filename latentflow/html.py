@@ -22,7 +22,7 @@ body { margin: 0 auto; max-width: 1190px; padding: 40px 28px 64px; background: v
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -.01em }
 h2 { font-size: 20px; margin: 52px 0 4px }
 p { margin: 0 0 12px } .faint { color: var(--faint) } small { color: var(--faint); font-size: 13px }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(205px, 1fr)); gap: 14px; margin: 28px 0 8px }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 14px; margin: 28px 0 8px }
 .card { background: var(--card); border: 1px solid var(--edge); border-radius: 12px; padding: 16px 18px }
 .card .name { font-size: 14px; color: var(--faint) }
 .card .value { font-size: 30px; font-weight: 650; line-height: 1.25; font-variant-numeric: tabular-nums }

@@ -85,28 +85,24 @@ class Exhibits:
 
     @property
     def suspects(self) -> Section:
-        """Drawn pictures of held-out captions and free prompts that are nearest to a training picture."""
+        """Drawn pictures of held-out captions and free prompts, those first that are nearest to a training picture."""
         found, asked, free = self.findings.memorisation, self.findings.test, self.findings.free
         training = [record for record in self.records.table if record.split == "train"]
-        rows: list[tuple[float, str, Image, Record]] = []
-        for row, number in torch.nonzero(found.test.ratio < found.threshold).tolist():
-            nearest = training[int(found.test.nearest[row, number])]
-            picture = to_image(asked.pictures[row, number])
-            rows.append((float(found.test.ratio[row, number]), asked.records[row].caption, picture, nearest))
-        for place in torch.nonzero(found.free.ratio < found.threshold).flatten().tolist():
-            nearest = training[int(found.free.nearest[place])]
-            rows.append((float(found.free.ratio[place]), free.prompts[place], to_image(free.pictures[place]), nearest))
-        rows.sort(key=lambda one: one[0])
-        entries = [
-            Entry(caption, (picture, self._real(nearest)), f"{ratio:.2f}; of “{nearest.caption}”")
-            for ratio, caption, picture, nearest in rows[:WORST]
-        ]
+        ratios = torch.cat([found.test.ratio.flatten(), found.free.ratio])
+        nearest = torch.cat([found.test.nearest.flatten(), found.free.nearest]).tolist()
+        pictures = torch.cat([asked.pictures.flatten(0, 1), free.pictures])
+        captions = [request.prompt for request in asked.captions.requests] + free.prompts
+        entries = []
+        for place in torch.argsort(ratios, stable=True)[:WORST].tolist():
+            copied, ratio = training[nearest[place]], float(ratios[place])
+            remark = f"{ratio:.2f}{', suspect' if ratio < found.threshold else ''}; beside “{copied.caption}”"
+            entries.append(Entry(captions[place], (to_image(pictures[place]), self._real(copied)), remark))
         note = (
             "Drawn for a held-out caption or a free prompt, and the nearest training picture. The number is its "
-            f"distance over the mean distance to the 50 nearest; under {found.threshold:.2f} lie 5 % of the real "
-            "held-out pictures. A free prompt that is a training caption is meant to be here."
+            "distance over the mean distance to the 50 nearest; it is suspect below "
+            f"{found.threshold:.2f}, as 5 % of the real held-out pictures are. A free prompt may be a training caption."
         )
-        return Section("Memorised suspects, nearest first", note, entries)
+        return Section("Nearest to training pictures", note, entries)
 
     @property
     def uniform(self) -> Section:

@@ -192,13 +192,13 @@ def load(folder: Path, field: str) -> Inception:
 
 
 @torch.no_grad()
-def features(model: Inception, pictures: Tensor) -> Tensor:
-    """Pictures (n, 3, h, w) uint8 to (n, 2048) float32."""
+def features(model: Inception, pictures: Tensor, batch_size: int = _BATCH) -> Tensor:
+    """Pictures (n, 3, h, w) uint8 to (n, 2048) float32, always in full batches."""
     device = next(model.parameters()).device
     found = []
-    for start in track(range(0, len(pictures), _BATCH), "evaluate: inception", unit="batches"):
-        batch = pictures[start : start + _BATCH]
-        padding = batch[-1:].expand(_BATCH - len(batch), *batch.shape[1:])
+    for start in track(range(0, len(pictures), batch_size), "evaluate: inception", unit="batches"):
+        batch = pictures[start : start + batch_size]
+        padding = batch[-1:].expand(batch_size - len(batch), *batch.shape[1:])
         pixels = resize(torch.cat([batch, padding]).to(device).float())
         found.append(model((pixels - 128) / 128)[: len(batch)].cpu())
     return torch.cat(found)

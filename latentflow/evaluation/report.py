@@ -69,7 +69,7 @@ def _cards(findings: Findings) -> list[tuple[str, str, str]]:
         more = f"{interval}in thousandths, {distance.drawn:,} drawn"
         cards.append((f"Kernel distance, {distance.space.name}", value, more))
     suspects = findings.memorisation.suspects
-    cards.append(("Memorised, of held-out", f"{100 * suspects.mean:.1f} %", "real held-out pictures: 5.0 %"))
+    cards.append(("Suspected of memory", f"{100 * suspects.mean:.1f} %", "of real held-out pictures 5 % would be"))
     diversity, metrics = findings.diversity, findings.metrics
     if "diversity/test" in metrics:
         relative = f"{100 * metrics['diversity/test'] / diversity.reference:.0f} %"

@@ -310,6 +310,6 @@ def test_the_real_pictures_are_those_of_the_records(inputs_folder: Path):
     from latentflow.evaluation.retrieval import picture_chunks
 
     records = RecordSet.open(inputs_folder / "records")
-    chunks = list(picture_chunks(records, RESOLUTION, 7))
+    chunks = list(picture_chunks(records, RESOLUTION, size=7))
     assert [len(chunk) for chunk in chunks] == [7, 7, 7, 7, 2]
     assert torch.cat(chunks)[3, :, 0, 0].tolist() == [24, 231, 128]

@@ -96,7 +96,7 @@ def test_clip_embeds_pictures_and_captions_in_one_space(clip: Path):
 
 
 def test_the_clip_score_is_torchmetrics(clip: Path):
-    """torchmetrics' own computation, given the same embeddings as its model's."""
+    """torchmetrics' own computation, picture by picture, given the same embeddings as its model's."""
     from torchmetrics.functional.multimodal import clip_score
 
     model = VisionModel(str(clip), "evaluate.weights.clip")
@@ -104,21 +104,26 @@ def test_the_clip_score_is_torchmetrics(clip: Path):
     pictures, text = model.features(PICTURES), model.text_features(captions)
 
     class Embedded(nn.Module):
-        device = torch.device("cpu")
-        config = SimpleNamespace(text_config=SimpleNamespace(max_position_embeddings=8))
+        config = SimpleNamespace()
+
+        def __init__(self, row: int) -> None:
+            super().__init__()
+            self._row = row
 
         def get_image_features(self, *_: torch.Tensor) -> torch.Tensor:
-            return pictures
+            return pictures[self._row : self._row + 1]
 
         def get_text_features(self, *_: torch.Tensor) -> torch.Tensor:
-            return text
+            return text[self._row : self._row + 1]
 
     def processor(**_: object) -> dict[str, torch.Tensor]:
-        return {name: torch.zeros(3, 4) for name in ("pixel_values", "input_ids", "attention_mask")}
+        return {name: torch.zeros(1, 4) for name in ("pixel_values", "input_ids", "attention_mask")}
 
-    wanted = clip_score(list(PICTURES), captions, model_name_or_path=lambda: (Embedded(), processor))
-    mine = clip_scores(pictures[:, None], text)
-    assert max(mine.mean().item(), 0) == pytest.approx(wanted.item(), rel=1e-3)
+    mine = clip_scores(pictures[:, None], text)[:, 0].tolist()
+    for row, caption in enumerate(captions):
+        wanted = clip_score(PICTURES[row], caption, model_name_or_path=lambda row=row: (Embedded(row), processor))
+        assert mine[row] == pytest.approx(wanted.item(), rel=1e-3)
+    assert max(mine) > 0
 
 
 @pytest.mark.parametrize("field", ["dinov2", "clip", "inception", "lpips"])
@@ -166,9 +171,9 @@ def test_inception_reads_the_documented_layout(tmp_path: Path):
     kept = {name: value for name, value in model.state_dict().items() if "num_batches" not in name}
     save_file(kept | classifier, tmp_path / "model.safetensors")
     loaded = inception.load(tmp_path, "evaluate.weights.inception")
-    found = inception.features(loaded, PICTURES[:1])
+    found = inception.features(loaded, PICTURES[:1], batch_size=1)
     assert found.shape == (1, 2048)
-    torch.testing.assert_close(found, inception.features(model, PICTURES[:1]))
+    torch.testing.assert_close(found, inception.features(model, PICTURES[:1], batch_size=1))
     save_file({"fc.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(LatentflowError, match="is not the Inception network of FID"):
         inception.load(tmp_path, "evaluate.weights.inception")

@@ -79,9 +79,11 @@ def test_blurred_pictures_are_no_suspects():
     """They lie near the middle and so near to every training picture; the ratio sees that no single one is near."""
     training, heldout = normal(400, 8), normal(200, 8, seed=1)
     blurred = 0.3 * normal(50, 2, 8, seed=2)
-    distance = torch.cdist(blurred.flatten(0, 1), training).amin(1).mean()
-    assert distance < torch.cdist(heldout, training).amin(1).mean()
-    assert memorisation(training, heldout, blurred, training[:0], "features").suspects.mean < 0.1
+    nearest = torch.cdist(heldout, training).amin(1)
+    by_distance = torch.cdist(blurred.flatten(0, 1), training).amin(1) < nearest.quantile(0.05)
+    suspects = memorisation(training, heldout, blurred, training[:0], "features").suspects
+    assert suspects.mean < 0.25
+    assert by_distance.double().mean() > 2 * suspects.mean
 
 
 def test_a_crowd_of_equal_training_pictures_has_ratio_one():
