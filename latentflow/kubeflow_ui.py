@@ -1,7 +1,6 @@
 """What the Kubeflow UI shows of a finished step: a table of metrics, a summary, a page, and artifacts' metadata."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from functools import singledispatch
 from pathlib import Path
@@ -42,18 +41,22 @@ def show(manifest: Manifest, artifact: Artifact, summary: Artifact, metrics: Met
         for name, value in json.loads(figures).items():
             metrics.log_metric(name, value)
     shown = {**facts(manifest), **links, "digest": manifest.digest, "fingerprint": manifest.fingerprint}
-    Path(summary.path).write_text(markdown(manifest.step, shown), encoding="utf-8")
+    verdict = Path(artifact.path) / "verdict.md"
+    more = f"\n{verdict.read_text(encoding='utf-8')}" if verdict.is_file() else ""
+    Path(summary.path).write_text(markdown(manifest.step, shown) + more, encoding="utf-8")
 
 
 def show_page(page: Path, report: Artifact) -> None:
-    """Hands a self-contained HTML page on; one that is too large for the UI becomes a page that says so."""
-    if (size := page.stat().st_size) > MAX_PAGE:
+    """Hands a self-contained HTML page on; one that is missing, or too large for the UI, becomes a line that says so."""
+    if not page.is_file():
+        text = "<p>There is nothing to compare with yet.</p>"
+    elif (size := page.stat().st_size) > MAX_PAGE:
         text = (
             f"<p>The report has {size:,} bytes, too many for this page: it is {page.name} in the step's artifact.</p>"
         )
-        Path(report.path).write_text(text, encoding="utf-8")
     else:
-        shutil.copyfile(page, report.path)
+        text = page.read_text(encoding="utf-8")
+    Path(report.path).write_text(text, encoding="utf-8")
 
 
 def markdown(title: str, rows: Mapping[str, str]) -> str:
@@ -132,5 +135,7 @@ def _(manifest: RegistrationManifest) -> dict[str, str]:
     return {
         "model": uri,
         "alias": manifest.alias,
+        "gate": manifest.status,
+        "compared with": f"version {manifest.champion}" if manifest.champion else "",
         "draw with it": f'`latentflow generate --model {uri} --prompt "red heart" --out heart.png`',
     }

@@ -177,6 +177,9 @@ def make(cluster: Cluster) -> BaseComponent:
             params=checked.outputs["register"],
             model=model,
             evaluation=judged.outputs["evaluation"],
+            encoded=encoded,
+            shards=shards,
+            records=records,
             force_rerun=force_rerun,
         )
         # Its effect is outside the pipeline: a cached success would register nothing.
