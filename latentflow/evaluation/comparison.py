@@ -2,8 +2,6 @@
 
 import csv
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from latentflow import html
 from latentflow.errors import LatentflowError
 from latentflow.evaluation.directions import direction
+from latentflow.evaluation.pairs import Paired, paired
 from latentflow.evaluation.protocol import OWN
 from latentflow.evaluation.units import read_units
 
@@ -22,57 +21,35 @@ if TYPE_CHECKING:
 
 METRICS, PROTOCOL, LOSSES = "metrics.json", "protocol.json", "plots/heldout_loss_by_sigma.csv"
 PICTURES, PICTURES_LIST = "gallery.safetensors", "gallery.json"
-_Z95 = 1.959964
 _SHOWN = 48
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Mean difference over the units that both have, and the half width of its 95 % interval."""
-
-    difference: float
-    half_width: float
-    units: int
-
-
-def paired(first: Mapping[str, float], second: Mapping[str, float]) -> Paired | None:
-    """``first`` minus ``second`` unit by unit; None where fewer than two units are common.
-
-    What makes a unit hard is the same for both and cancels, so this interval is much narrower than either's own.
-    """
-    apart = [value - second[unit] for unit, value in first.items() if unit in second]
-    if len(apart) < 2:
-        return None
-    mean = math.fsum(apart) / len(apart)
-    variance = math.fsum((value - mean) ** 2 for value in apart) / (len(apart) - 1)
-    return Paired(mean, _Z95 * math.sqrt(variance / len(apart)), len(apart))
-
-
-@dataclass(frozen=True)
 class Row:
-    """One metric of both. ``difference`` is candidate minus champion, where units exist the paired mean over them.
+    """One metric of both; ``pairs`` compares them unit by unit, None where the metric has no units.
 
-    ``half_width`` is that of its 95 % interval, None where the metric has no units. ``direction``: 1 where higher is
-    better, -1 where lower is, 0 where neither.
+    ``direction``: 1 where higher is better, -1 where lower is, 0 where neither.
     """
 
     metric: str
     candidate: float
     champion: float
     direction: int
-    difference: float
-    half_width: float | None
-    units: int
+    pairs: Paired | None
+
+    @property
+    def difference(self) -> float:
+        """Candidate minus champion, where units exist the mean over them."""
+        return self.candidate - self.champion if self.pairs is None else self.pairs.difference
 
     @property
     def verdict(self) -> str:
         """``better`` or ``worse`` where the interval lies on one side of 0, else ``equal``; "" where none is told."""
-        if not self.direction or self.half_width is None:
+        if not self.direction or self.pairs is None:
             return ""
-        gain = self.direction * self.difference
-        if abs(gain) <= self.half_width:
+        if self.pairs.low <= 0 <= self.pairs.high:
             return "equal"
-        return "better" if gain > 0 else "worse"
+        return "better" if self.direction * self.pairs.low > 0 else "worse"
 
 
 @dataclass(frozen=True)
@@ -135,11 +112,8 @@ def _differences(first: Evaluation, second: Evaluation) -> str:
 
 
 def _row(name: str, first: Evaluation, second: Evaluation) -> Row:
-    one, other = first.metrics[name], second.metrics[name]
-    found = paired(first.units.get(name, {}), second.units.get(name, {}))
-    if found is None:
-        return Row(name, one, other, direction(name), one - other, None, 0)
-    return Row(name, one, other, direction(name), found.difference, found.half_width, found.units)
+    pairs = paired(name, first.units.get(name, {}), second.units.get(name, {}))
+    return Row(name, first.metrics[name], second.metrics[name], direction(name), pairs)
 
 
 def page(candidate: Path, champion: Path) -> str:
@@ -172,14 +146,14 @@ _CARDS = {
 def _cards(comparison: Comparison) -> list[tuple[str, str, str]]:
     rows = {row.metric: row for row in comparison.rows}
     return [
-        (name, f"{rows[metric].difference:+.3g}", f"{_plus_minus(rows[metric])}{_word(rows[metric])}")
+        (name, f"{rows[metric].difference:+.3g}", f"{_interval(rows[metric])}{_word(rows[metric])}")
         for metric, name in _CARDS.items()
         if metric in rows
     ]
 
 
-def _plus_minus(row: Row) -> str:
-    return "" if row.half_width is None else f"± {row.half_width:.2g}"
+def _interval(row: Row) -> str:
+    return "" if row.pairs is None else f"{row.pairs.low:+.2g} to {row.pairs.high:+.2g}"
 
 
 def _word(row: Row) -> str:
@@ -194,7 +168,7 @@ def _table(comparison: Comparison) -> str:
             f"{row.candidate:.4g}",
             f"{row.champion:.4g}",
             f"{row.difference:+.3g}",
-            f"{_plus_minus(row)} ({row.units:,})" if row.units else "",
+            f"{_interval(row)} ({row.pairs.units:,})" if row.pairs is not None else "",
             row.verdict,
         )
         for row in comparison.rows

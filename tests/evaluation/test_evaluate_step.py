@@ -190,8 +190,8 @@ def test_the_page_of_two_evaluations(inputs_folder: Path, no_mlflow: None):
     rows = {row.metric: row for row in found.rows}
     assert rows["heldout_loss"].difference == 0
     assert rows["heldout_loss"].verdict == "equal"
-    assert rows["vae/psnr"].units == 4
-    assert rows["seconds_per_picture"].half_width is None
+    assert rows["vae/psnr"].pairs.units == 4
+    assert rows["seconds_per_picture"].pairs is None
     text = page(Path("stronger"), Path("out"))
     assert len(text.encode()) < 2_000_000
     assert "guidance 4" in text

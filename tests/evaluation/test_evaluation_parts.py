@@ -14,7 +14,7 @@ from latentflow.data.records import Record
 from latentflow.encoders import text as text_room
 from latentflow.encoders import vae as vae_room
 from latentflow.errors import LatentflowError
-from latentflow.evaluation.comparison import Evaluation, compare, page, paired
+from latentflow.evaluation.comparison import Evaluation, compare, page
 from latentflow.evaluation.dials import cost_metrics, draw_grid, grid_steps, measure_costs
 from latentflow.evaluation.drawing import Artist, Request, Settings
 from latentflow.evaluation.kinship import foreign
@@ -173,19 +173,13 @@ def test_differences_are_paired_by_unit(tmp_path: Path):
     candidate = write_evaluation(tmp_path / "b", {"heldout_loss": 9.4, "kid": 0.9}, {"heldout_loss": easier})
     found = compare(candidate, champion)
     loss, kid = found.rows
-    assert (loss.metric, loss.units, loss.verdict) == ("heldout_loss", 20, "better")
+    assert (loss.metric, loss.pairs.units, loss.verdict) == ("heldout_loss", 20, "better")
     assert loss.difference == pytest.approx(-0.1005)
-    assert loss.half_width == pytest.approx(0.0002, abs=1e-4)
-    assert (kid.difference, kid.half_width, kid.verdict) == (pytest.approx(-0.1), None, "")
+    assert loss.pairs.high - loss.pairs.low == pytest.approx(0.0005, abs=1e-4)
+    assert (kid.difference, kid.pairs, kid.verdict) == (pytest.approx(-0.1), None, "")
     assert found.only_one_has == ["x"]
     back = compare(champion, candidate).rows[0]
     assert back.verdict == "worse"
-
-
-def test_units_that_only_one_has_are_left_out():
-    assert paired({"a": 1.0, "b": 2.0, "c": 9.0}, {"a": 0.0, "b": 1.0}).units == 2
-    assert paired({"a": 1.0}, {"a": 0.0}) is None
-    assert paired({}, {}) is None
 
 
 def test_evaluations_of_other_protocols_or_releases_are_refused(tmp_path: Path):
