@@ -47,13 +47,11 @@ def show(manifest: Manifest, artifact: Artifact, summary: Artifact, metrics: Met
 
 
 def show_page(page: Path, report: Artifact) -> None:
-    """Hands a self-contained HTML page on; one that is missing, or too large for the UI, becomes a line that says so."""
+    """Hands a self-contained HTML page on; for one that is missing, or too large for the UI, a line that says so."""
     if not page.is_file():
         text = "<p>There is nothing to compare with yet.</p>"
     elif (size := page.stat().st_size) > MAX_PAGE:
-        text = (
-            f"<p>The report has {size:,} bytes, too many for this page: it is {page.name} in the step's artifact.</p>"
-        )
+        text = f"<p>The report has {size:,} bytes, too many for the UI: it is {page.name} in the artifact.</p>"
     else:
         text = page.read_text(encoding="utf-8")
     Path(report.path).write_text(text, encoding="utf-8")

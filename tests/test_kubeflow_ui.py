@@ -103,4 +103,4 @@ def test_a_page_is_handed_on_unless_it_is_too_large(tmp_path: Path, monkeypatch:
     assert "nothing to compare with" in Path(report.path).read_text()
     monkeypatch.setattr(kubeflow_ui, "MAX_PAGE", 5)
     kubeflow_ui.show_page(page, report)
-    assert "The report has 11 bytes, too many for this page: it is report.html" in Path(report.path).read_text()
+    assert "The report has 11 bytes, too many for the UI: it is report.html" in Path(report.path).read_text()
