@@ -124,12 +124,13 @@ def server(closed_port: int, empty_store: Path, tmp_path: Path) -> Iterator[str]
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen([*command, *places, "--workers", "1"], cwd=tmp_path, stdout=log, stderr=log)
     try:
-        for _ in range(120):
+        while process.poll() is None:
             try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1).close()
+                urllib.request.urlopen(f"{uri}/health", timeout=5).close()
                 break
             except OSError:
                 time.sleep(0.5)
+        assert process.poll() is None, (tmp_path / "server.log").read_text()
         yield uri
     finally:
         process.terminate()
