@@ -71,28 +71,39 @@ def run(
     force_rerun: str = "",
     encode_parts: int = 1,
     images: Mapping[str, str] | None = None,
+    storage: str = "",
 ) -> list[Result]:
-    """Runs the pipeline under ``root`` and returns every step's output; raises when one is missing.
+    """Runs the training pipeline under ``root`` and returns every step's output; raises when one is missing."""
+    inputs = {"force_rerun": force_rerun, "encode_parts": encode_parts, "storage": storage}
+    return collect(start("training", overrides, inputs, root, images))
 
-    ``images`` are the names by input (``image_cpu``, ``image_gpu``) of those whose containers the tasks become;
-    without them a task is a process.
+
+def start(
+    name: str,
+    overrides: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    root: Path,
+    images: Mapping[str, str] | None = None,
+) -> Path:
+    """Runs a pipeline under ``root`` without a GPU and returns the folder in which its tasks left their outputs.
+
+    ``inputs`` are the pipeline's, beside ``overrides`` of parameters. ``images`` are the names by input (``image_cpu``,
+    ``image_gpu``) of those whose containers the tasks become; without them a task is a process.
     """
-    from pipelines.training import NAME
-
     root = root.absolute()
     outputs = root / "outputs"
     outputs.mkdir(parents=True, exist_ok=True)
     before = set(outputs.iterdir())
-    values = {name: _absolute(value) if name in FOLDERS else value for name, value in overrides.items()}
-    folders = [Path(values[name]) for name in FOLDERS if Path(values.get(name, "")).is_absolute()]
-    with _processes(root) if images is None else _containers(root, images, folders) as training:
-        training(overrides=values, force_rerun=force_rerun, encode_parts=encode_parts, train_gpus=0)
-    folder = next(new for new in sorted(set(outputs.iterdir()) - before) if new.name.startswith(NAME))
-    return collect(folder)
+    values = {key: _absolute(value) if key in FOLDERS else value for key, value in overrides.items()}
+    folders = [Path(values[key]) for key in FOLDERS if Path(values.get(key, "")).is_absolute()]
+    with _processes(name, root) if images is None else _containers(name, root, images, folders) as pipeline:
+        pipeline(**inputs, overrides=values, train_gpus=0)
+    (folder,) = set(outputs.iterdir()) - before
+    return folder
 
 
 @contextmanager
-def _processes(root: Path) -> "Iterator[Pipeline]":
+def _processes(name: str, root: Path) -> "Iterator[Pipeline]":
     """The pipeline with a process per task, which imports this checkout and whose current folder is ``root``."""
     from kfp import local
 
@@ -108,7 +119,7 @@ def _processes(root: Path) -> "Iterator[Pipeline]":
             warnings.filterwarnings("ignore", message="You may be attemping", category=RuntimeWarning)
             runner = local.SubprocessRunner(use_venv=False)
             local.init(runner=runner, pipeline_root=str(root / "outputs"), raise_on_error=True)
-            yield local_pipeline("training")
+            yield local_pipeline(name)
     finally:
         os.chdir(home)
         if path is None:
@@ -118,7 +129,7 @@ def _processes(root: Path) -> "Iterator[Pipeline]":
 
 
 @contextmanager
-def _containers(root: Path, images: Mapping[str, str], folders: list[Path]) -> "Iterator[Pipeline]":
+def _containers(name: str, root: Path, images: Mapping[str, str], folders: list[Path]) -> "Iterator[Pipeline]":
     """The pipeline with a container per task, and an MLflow server unless the environment names one."""
     from kfp import local
 
@@ -133,7 +144,7 @@ def _containers(root: Path, images: Mapping[str, str], folders: list[Path]) -> "
             uri = stack.enter_context(mlflow_server(root / "mlruns"))
         runner = stack.enter_context(container_runner(client, root, filter(Path.exists, folders), uri))
         local.init(runner=runner, pipeline_root=str(root / "outputs"), raise_on_error=True)
-        yield local_pipeline("training", images)
+        yield local_pipeline(name, images)
 
 
 def collect(folder: Path) -> list[Result]:
@@ -187,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", type=Path, help="work folder; default .latentflow/kubeflow-local or -docker")
     parser.add_argument("--force-rerun", default="", metavar="TOKEN", help="any text; a new one does all work again")
     parser.add_argument("--encode-parts", type=int, default=1, metavar="N", help="tasks that share the encoding")
+    parser.add_argument("--storage", default="", metavar="PLACE", help="folder or URL for encoded data and checkpoints")
     parser.add_argument("--docker", action="store_true", help="a container per task, of the images of `make images`")
     for which in ("cpu", "gpu"):
         name = f"latentflow-{which}:{__version__}"
@@ -204,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         overrides = {} if options.full else read_overrides(options.overrides)
         overrides |= parse_settings(options.set)
-        results = run(overrides, root, options.force_rerun, options.encode_parts, images)
+        results = run(overrides, root, options.force_rerun, options.encode_parts, images, _absolute(options.storage))
         print()
         for result in results:
             print(f"{result.step:<12} {result.manifest.digest[:16]}  {result.folder}")

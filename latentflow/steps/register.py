@@ -106,7 +106,10 @@ def _judge(
     def judge(pipeline: Path, digest: str, folder: Path) -> None:
         from latentflow.steps import evaluate
 
-        evaluate.judge_folder(params, pipeline, encoded, records, folder, parts, digest)
+        try:
+            evaluate.judge_folder(params, pipeline, encoded, records, folder, parts, digest)
+        except OSError as error:
+            raise RegistryError(f"The champion could not be judged: {error}.") from error
 
     return judge
 

@@ -56,7 +56,7 @@ def write_evaluation(
     folder: Path, fingerprint: str, guidance: float, model: str = "d" * 64, reference: str = "records"
 ) -> Path:
     """What `latentflow evaluate` leaves behind, as far as registering reads it: 100 captions, hits by the guidance."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     own = {"sampler": "euler", "steps": 3, "guidance": guidance, "pipeline_class": "StableDiffusionPipeline"}
     same = {"version": 3, "seed": 0, "reference_digest": reference, "train_captions": 100, "device": "cpu"}
     (folder / "protocol.json").write_text(json.dumps(own | same))
