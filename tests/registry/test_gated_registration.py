@@ -171,7 +171,7 @@ def test_a_champion_that_cannot_be_judged_is_said_to_be_so(
 
     monkeypatch.setattr(evaluate, "judge_folder", full_disk)
     shutil.rmtree(tmp_path / "project" / ".latentflow")
-    with pytest.raises(RegistryError, match="The champion could not be judged: .*No space left"):
+    with pytest.raises(RegistryError, match=r"The champion could not be judged: .*No space left"):
         again(**given)
 
 
