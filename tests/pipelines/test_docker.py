@@ -192,7 +192,7 @@ def test_containers_give_the_digests_of_dvc(undisturbed: tuple[Path, str]) -> No
     # The server that the containers talked to has ended; what it was told is there.
     client = MlflowClient(f"sqlite:///{root}/mlruns/mlflow.db")
     version = client.get_model_version_by_alias("latentflow-tiny", "champion")
-    assert version.version == results["register"].manifest.version == "1"
+    assert str(version.version) == results["register"].manifest.version == "1"
     run = client.get_run(results["train"].manifest.mlflow_run_id)
     assert run.info.status == "FINISHED"
     assert run.info.artifact_uri.startswith("mlflow-artifacts:")
