@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -206,11 +207,11 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
 ) -> None:
     first, _ = undisturbed
     root = tmp_path / "killed"
+    root.mkdir()
     # The steps before are not what is tested: their work is taken over, with its owner.
-    (root / ".latentflow" / "store").mkdir(parents=True)
-    for step in ("autoencoder", "encode"):
-        source = first / ".latentflow" / "store" / step
-        subprocess.run(["cp", "-a", source, root / ".latentflow" / "store" / step], check=True)
+    subprocess.run(["cp", "-a", first / ".latentflow", root], check=True)
+    for step in ("train", "evaluate"):
+        shutil.rmtree(root / ".latentflow" / "store" / step)
     command = [sys.executable, "-m", "pipelines.local", "--docker", "--root", str(root)]
     with (tmp_path / "killed.log").open("w") as log:
         running = subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log, env=Clone(PROJECT, root).environment())
