@@ -23,7 +23,7 @@ def adopt(
     Returns:
         encoded: The set's manifest, and its URL in the metadata.
         autoencoder: A copy of the autoencoder.
-        metrics: Encoded records and captions that were cut.
+        metrics: Encoded records, in all and per split.
         summary: Records, shards and shapes, with the digests.
     """
     from pathlib import Path

@@ -6,7 +6,7 @@ from pathlib import Path
 from latentflow.data.places import read_manifest
 from latentflow.data.shared import AUTOENCODER
 from latentflow.errors import LatentflowError
-from latentflow.files import atomic_folder, copy_tree_or_file
+from latentflow.files import atomic_folder, copy_tree_or_file, write_json
 from latentflow.manifest import AutoencoderManifest, EncodedManifest
 
 log = logging.getLogger(__name__)
@@ -34,5 +34,6 @@ def run(encoded: str, autoencoder: str, encoded_out: Path, autoencoder_out: Path
         copy_tree_or_file(folder, temporary)
     with atomic_folder(encoded_out) as temporary:
         manifest.write(temporary)
+        write_json(temporary / "metrics.json", {"records": sum(manifest.counts.values()), **manifest.counts})
     log.info("%s: %d records, digest %s", encoded, sum(manifest.counts.values()), manifest.digest)
     return manifest

@@ -1,5 +1,6 @@
 """adopt: a set in its place and the autoencoder within it become the inputs of a training."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_set_is_whole_by_itself(place: str, tmp_path: Path) -> None:
     manifest = adopt.run(place, "", tmp_path / "encoded", tmp_path / "autoencoder")
     assert EncodedManifest.read(tmp_path / "encoded") == manifest
-    assert [path.name for path in (tmp_path / "encoded").iterdir()] == ["manifest.json"]
+    assert sorted(path.name for path in (tmp_path / "encoded").iterdir()) == ["manifest.json", "metrics.json"]
+    assert json.loads((tmp_path / "encoded" / "metrics.json").read_text())["records"] == 20
     assert AutoencoderManifest.read(tmp_path / "autoencoder").digest == manifest.inputs["autoencoder"]
     assert (tmp_path / "autoencoder" / "vae" / "config.json").is_file()
     assert adopt.run(place, f"{place}/autoencoder", tmp_path / "a", tmp_path / "b", manifest.digest) == manifest
