@@ -8,6 +8,7 @@ import torch
 from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, AutoencoderKL, SchedulerMixin
 from torch import Tensor, nn
 
+from latentflow.data.condition import Condition
 from latentflow.denoisers.intake import Intake
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
@@ -54,8 +55,9 @@ class AuraFlow:
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         return [*model.joint_transformer_blocks, *model.single_transformer_blocks]  # type: ignore[arg-type,list-item,misc]
 
-    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        output: Tensor = model(xt, text * mask[..., None].to(text.dtype), timestep / 1000).sample
+    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        text = condition.text * condition.mask[..., None].to(condition.text.dtype)
+        output: Tensor = model(xt, text, timestep / 1000).sample
         return output
 
     def pipeline(

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import Tensor, nn
 
+from latentflow.data.condition import Condition
 from latentflow.denoisers.auraflow import AuraFlow
 from latentflow.denoisers.intake import Intake
 from latentflow.denoisers.pixart import PixArt
@@ -49,8 +50,8 @@ class Family(Protocol):
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The repeated parts that hold most of the weights, in order: what is sharded and compiled one by one."""
 
-    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """The model's output (n, c, h, w) for x_t, timesteps in thousandths (n,), text (n, t, w), mask (n, t)."""
+    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """The model's output (n, c, h, w) for x_t, timesteps in thousandths (n,) and the conditions."""
 
     def pipeline(
         self, model: ModelMixin, vae: AutoencoderKL, text: TextEncoder, scheduler: SchedulerMixin
@@ -75,12 +76,12 @@ class Denoiser:
     model: nn.Module
     definition: Definition
 
-    def predict(self, xt: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """Model output for x_t (n, c, h, w); ``sigma`` is (n,) or a scalar, text (n, t, w), mask (n, t) bool."""
+    def predict(self, xt: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """Model output for x_t (n, c, h, w); ``sigma`` is (n,) or a scalar."""
         sigma = sigma.double()
         timestep = self.definition.timestep(sigma).to(device=xt.device, dtype=torch.float32).expand(len(xt))
         scale = self.definition.input_scale(sigma).to(device=xt.device, dtype=xt.dtype).expand(len(xt))
-        return self.family.predict(self.model, xt * scale[:, None, None, None], timestep, text, mask)
+        return self.family.predict(self.model, xt * scale[:, None, None, None], timestep, condition)
 
     def tokens(self, latent_shape: list[int]) -> int:
         """How many tokens a picture is; a UNet, which has none, counts patches of 2x2 as others do."""

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel, SchedulerMixin
 from torch import Tensor, nn
 
+from latentflow.data.condition import Condition
 from latentflow.denoisers.intake import Intake, refuse_conditions
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
@@ -54,11 +55,11 @@ class PixArt:
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         return list(model.transformer_blocks)  # type: ignore[arg-type,list-item,misc]
 
-    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         output: Tensor = model(
             xt,
-            encoder_hidden_states=text,
-            encoder_attention_mask=mask,
+            encoder_hidden_states=condition.text,
+            encoder_attention_mask=condition.mask,
             timestep=timestep,
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
         ).sample

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
+from latentflow.data.condition import Condition
 from latentflow.denoisers.intake import Intake, refuse_conditions
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
@@ -55,8 +56,8 @@ class UNet:
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         return [*model.down_blocks, model.mid_block, *model.up_blocks]  # type: ignore[arg-type,list-item,misc]
 
-    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        output: Tensor = model(xt.contiguous(memory_format=torch.channels_last), timestep, text).sample
+    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        output: Tensor = model(xt.contiguous(memory_format=torch.channels_last), timestep, condition.text).sample
         return output
 
     def pipeline(

@@ -87,7 +87,7 @@ class Body:
             idea.before(step, places, self.params.batch_size)
         xt = definition.add_noise(batch.x0, batch.xT, batch.sigma)
         with self.parallel.autocast():
-            output = self.trained.predict(xt, batch.sigma, batch.text, batch.mask).to(batch.x0.dtype)
+            output = self.trained.predict(xt, batch.sigma, batch.condition).to(batch.x0.dtype)
         target = definition.target(batch.x0, batch.xT, batch.sigma)
         errors = (output - target).square().flatten(1).mean(1)
         loss = (self._weights(definition, batch.sigma) * errors).mean()
