@@ -1,7 +1,7 @@
 """What a denoiser is told besides x_t and σ, for n samples."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -42,6 +42,10 @@ class Condition:
         """A condition of the same kind with other values."""
         there = [field.name for field in fields(self) if getattr(self, field.name) is not None]
         return type(self)(**dict(zip(there, tensors, strict=True)))
+
+    def guided(self, scale: float) -> Self:
+        """With that guidance scale told to every sample."""
+        return replace(self, guidance=torch.full((len(self),), scale, device=self.text.device))
 
     def rows(self, count: int) -> Self:
         """Of a single row, ``count`` times the same."""

@@ -4,30 +4,27 @@ from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
-import torch
 from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, AutoencoderKL, SchedulerMixin
 from torch import Tensor, nn
 
 from latentflow.data.condition import Condition
+from latentflow.denoisers.family import NewFamily
 from latentflow.denoisers.intake import Intake
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
 
 
-class AuraFlow:
+class AuraFlow(NewFamily):
     """A transformer in which patches and caption tokens attend to each other jointly; padding is zeroed."""
 
-    subfolder = "transformer"
     model_class = "AuraFlowTransformer2DModel"
     pipeline_class = "AuraFlowPipeline"
     flow_pipeline = True
     fixed_positions = True
-    memory_format = torch.contiguous_format
-    adapter_targets: tuple[str, ...] = (
+    adapter_targets = (
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
-    loads_adapters = True
 
     def patch_size(self, params: ModelParams) -> int:
         return params.auraflow.patch_size

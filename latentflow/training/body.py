@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ class Body:
             optimizers=optimizers.build(params, parameters, within),
             scaler=parallel.scaler(),
         )
-        trained = Denoiser(family, spread, denoiser.definition)
+        trained = replace(denoiser, model=spread)
         return cls(params, parallel, denoiser, trained, ideas, averages[EMA_FILE], state, empty)
 
     def begin(self, step: int, rate: float) -> None:

@@ -8,6 +8,7 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -33,7 +34,7 @@ def forward_flops(denoiser: Denoiser, shape: Sequence[int], condition: Condition
         xt, sigma = torch.empty(1, *shape, device="meta"), torch.ones(1, device="meta")
         told = condition.to(xt.device, xt.dtype)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            Denoiser(denoiser.family, model, denoiser.definition).predict(xt, sigma, told)
+            replace(denoiser, model=model).predict(xt, sigma, told)
     except Exception as error:  # a user's own model may raise anything where there are no values
         log.info("the model's FLOPs cannot be counted: %s", error)
         return 0

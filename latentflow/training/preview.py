@@ -56,10 +56,16 @@ class Preview:
         empty = encoded.empty.rows(len(noise)).to(self._device, self._dtype)
         prompts = encoded.prompts.to(self._device, self._dtype)
 
+        scale = self._params.sample_guidance
+        if self._denoiser.guidance is not None:
+            prompts, empty = (one.guided(scale) for one in (prompts, empty))
+        if not self._denoiser.family.contrasts:
+            scale = 1.0
+
         def predict(xt: Tensor, sigma: Tensor, told: Sequence[Tensor]) -> Tensor:
             return self._predict(xt, sigma, prompts.filled(told))
 
-        guided = Guidance(self._params.sample_guidance)(predict, prompts.tensors(), empty.tensors())
+        guided = Guidance(scale)(predict, prompts.tensors(), empty.tensors())
         steps = self._diffusion.steps or SAMPLE_STEPS
         sigmas = self._diffusion.sigmas(steps, self._denoiser.tokens(shape))
         return sample(self._denoiser.definition, guided, noise.to(self._device, self._dtype), sigmas).float().cpu()

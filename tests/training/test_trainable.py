@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from latentflow import denoisers
 from latentflow.data.condition import Condition
-from latentflow.denoisers import FAMILIES
+from latentflow.denoisers import FAMILIES, Captions
 from latentflow.errors import LatentflowError
 from latentflow.params import TrainParams
 from latentflow.training import trainable
@@ -33,7 +33,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def started(name: str, pipelines: dict[str, Path]) -> nn.Module:
-    return denoisers.start(sizes(name, pretrained=pipelines[name]), SHAPE, WIDTH, seed=0)
+    return denoisers.start(sizes(name, pretrained=pipelines[name]), SHAPE, Captions(WIDTH), seed=0)
 
 
 def draw(pipeline: DiffusionPipeline, name: str, **arguments: object) -> Tensor:
