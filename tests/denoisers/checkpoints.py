@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from native import shake
-
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
@@ -39,8 +37,8 @@ class Tiny:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             pipeline = self.build()
-        denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
-        shake(denoiser, seed=1, std=0.08)
+            for parameter in (getattr(pipeline, "unet", None) or pipeline.transformer).parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
         pipeline.save_pretrained(folder)
         return folder
 
