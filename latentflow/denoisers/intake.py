@@ -48,8 +48,8 @@ class Intake:
         channels = shapes[0][0]
         if self.channels != channels:
             return (
-                f"takes latents of {self.channels} channels, and the encoded set has {channels}; "
-                "give the autoencoder with which it was trained in autoencoder.pretrained"
+                f"takes latents of {self.channels} channels, and the autoencoder makes {channels}; "
+                "give the one with which it was trained in autoencoder.pretrained"
             )
         if self.outputs != channels:
             return f"predicts {self.outputs} channels for latents of {channels}, which is not trained here"
@@ -59,8 +59,8 @@ class Intake:
         ):
             if wanted not in (0, found):
                 return (
-                    f"takes {what} of width {wanted}, and the encoded set has {found}; "
-                    "give the text encoder with which it was trained in encode.text_encoder"
+                    f"takes {what} of width {wanted}, and the text encoder gives {found}; "
+                    "give the one with which it was trained in encode.text_encoder"
                 )
         if bad := untiled(shapes, self.patch):
             return f"has patch_size {self.patch}, which does not divide latents of {bad}; change encode.bucket_step"

@@ -54,10 +54,10 @@ def begin(params: ModelParams) -> Beginning:
     return Beginning(params.model_copy(update={"pretrained": str(folder)}), parent)
 
 
-def check(params: ModelParams, shapes: Sequence[Shape], captions: Captions) -> None:
+def check(params: ModelParams, shapes: Sequence[Shape], captions: Captions, weights: bool = True) -> None:
     """Refuses latents of ``shapes`` and captions that the denoiser cannot take.
 
-    Reads configs only. Raises LatentflowError that names the parameter.
+    Reads configs only, and without ``weights`` needs no others here. Raises LatentflowError that names the parameter.
     """
     if any(len(shape) != 3 for shape in shapes):
         raise LatentflowError(
@@ -65,7 +65,7 @@ def check(params: ModelParams, shapes: Sequence[Shape], captions: Captions) -> N
             "encode again."
         )
     if params.pretrained:
-        _check_saved(params, shapes, captions)
+        _check_saved(params, shapes, captions, weights)
     else:
         _check_new(params, shapes, captions)
 
@@ -95,16 +95,17 @@ def _check_new(params: ModelParams, shapes: Sequence[Shape], captions: Captions)
         )
 
 
-def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Captions) -> None:
-    family, pipeline = family_for(params), pretrained(params)
-    folder = _weights(pipeline, family)
+def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Captions, weights: bool) -> None:
+    pipeline = pretrained(params, weights)
+    family = family_of(pipeline.folder)
+    folder = _weights(pipeline, family) if weights else pipeline.folder / family.subfolder
     if captions.pipeline != family.pipeline_class and (captions.pipeline or not isinstance(family, NewFamily)):
         way = f"the way of a {captions.pipeline}" if captions.pipeline else "by a model by itself"
         raise LatentflowError(
             f"model.pretrained: {pipeline.folder} is a {family.pipeline_class}, and the captions were encoded {way}; "
             "name the same pipeline in encode.text_encoder and in model.pretrained, and encode again."
         )
-    if captions.pipeline and captions.models != pipeline.digest(WAYS[captions.pipeline].parts):
+    if weights and captions.pipeline and captions.models != pipeline.digest(WAYS[captions.pipeline].parts):
         raise LatentflowError(
             f"model.pretrained: the text models of {pipeline.folder}, with which the finished pipeline would draw, are "
             "not those that encoded the captions; name the same pipeline in encode.text_encoder, and encode again."
@@ -119,14 +120,14 @@ def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Caption
         raise LatentflowError(f"model.pretrained: the denoiser in {folder} {misfit}.")
 
 
-def pretrained(params: ModelParams) -> Checkpoint:
+def pretrained(params: ModelParams, weights: bool = True) -> Checkpoint:
     """The pipeline that ``model.pretrained`` names, downloaded where it is in the registry or on the hub.
 
     Raises LatentflowError where it is none of a known family.
     """
     name = params.pretrained
     on_hub = not name.startswith("models:/") and not Path(name).exists()
-    found = checkpoint.find(name, SETTING) if on_hub else None
+    found = checkpoint.find(name, SETTING, weights=weights) if on_hub else None
     try:
         found = found or checkpoint.find(str(pull(name)), SETTING)
         assert found

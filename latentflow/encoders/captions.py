@@ -36,10 +36,15 @@ class CaptionEncoder(Protocol):
 class CaptionSource(Protocol):
     """What is known of the models before they are loaded, and what the encoded set says of them."""
 
-    made_from: dict[str, Any]
-    """What the rows' content follows from, besides the captions and the stored type."""
-    digest: str
     max_tokens: int
+
+    @property
+    def digest(self) -> str:
+        """Of the models' content."""
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What the rows' content follows from, besides the captions and the stored type."""
 
     def load(self) -> CaptionEncoder:
         """The models. Raises LatentflowError where they cannot be loaded."""
@@ -51,10 +56,13 @@ class CaptionSource(Protocol):
         """
 
 
-def find(params: EncodeParams) -> CaptionSource:
-    """The source that the parameters name. Raises LatentflowError where it cannot be had or is not known here."""
+def find(params: EncodeParams, weights: bool = True) -> CaptionSource:
+    """The source that the parameters name; without ``weights`` only what can be known before they are downloaded.
+
+    Raises LatentflowError where it cannot be had or is not known here.
+    """
     name = params.text_encoder
-    if name == "minilm" or (pipeline := checkpoint.find(name, SETTING, _every_part())) is None:
+    if name == "minilm" or (pipeline := checkpoint.find(name, SETTING, _every_part(), weights)) is None:
         return Alone(name, params.max_tokens)
     if pipeline.kind not in WAYS:
         raise LatentflowError(
@@ -109,8 +117,15 @@ class OfPipeline:
         self.pipeline, self.way = pipeline, way
         self.lengths = {tower: self._length(name, tower, tokenizer, max_tokens) for tower, tokenizer in way.towers}
         self.max_tokens = max(self.lengths[tower] for tower in way.chosen or self.lengths)
-        self.digest = pipeline.digest(way.parts)
-        self.made_from = {"text_encoder": self.digest, "pipeline": pipeline.kind, "max_tokens": self.max_tokens}
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that is read of the pipeline."""
+        return self.pipeline.digest(self.way.parts)
+
+    @cached_property
+    def made_from(self) -> dict[str, Any]:
+        return {"text_encoder": self.digest, "pipeline": self.pipeline.kind, "max_tokens": self.max_tokens}
 
     def _length(self, name: str, tower: str, tokenizer: str, max_tokens: int) -> int:
         if tower in self.way.chosen:

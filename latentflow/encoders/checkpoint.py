@@ -13,7 +13,7 @@ from latentflow.files import digest_folder, digest_json
 
 INDEX = "model_index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_FILES = (".json", ".txt", ".model", ".jinja", ".safetensors")
+_SMALL = (".json", ".txt", ".model", ".jinja")
 # Copies of the same weights in other types, or of other frameworks.
 _COPIES = ("*.fp16.*", "*.bf16.*", "*.fp32.*", "*.non_ema.*", "*flax*", "*openvino*")
 _HUB_ID = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
@@ -53,10 +53,11 @@ class Checkpoint:
         return digest_json({"pipeline": self.kind, "flags": flags, "parts": folders})
 
 
-def find(name: str, setting: str, parts: Sequence[str] = ()) -> Checkpoint | None:
+def find(name: str, setting: str, parts: Sequence[str] = (), weights: bool = True) -> Checkpoint | None:
     """The pipeline of that folder or hub id (owner/name, owner/name@revision), ``parts`` of it on this machine.
 
-    None where it is something else, such as a single model. Without ``parts`` all are brought here. Raises
+    None where it is something else, such as a single model. Without ``parts`` all are brought here, and without
+    ``weights`` only what is no weights of them. Raises
     LatentflowError that names ``setting`` where the hub cannot be reached or refuses, or weights are pickled.
     """
     folder = Path(name)
@@ -72,10 +73,13 @@ def find(name: str, setting: str, parts: Sequence[str] = ()) -> Checkpoint | Non
     except ValueError as error:
         raise LatentflowError(f"{setting}: {found / INDEX} is not JSON ({error}).") from error
     wanted = [part for part in parts or checkpoint.parts if part in checkpoint.parts]
-    if not folder.is_dir():
-        _download(name, setting, [f"{part}/*{ending}" for part in wanted for ending in _FILES])
-    for part in wanted:
-        require_safetensors(found / part, setting)
+    on_hub = not folder.is_dir()
+    if on_hub:
+        endings = (*_SMALL, *((".safetensors",) if weights else ()))
+        _download(name, setting, [f"{part}/*{ending}" for part in wanted for ending in endings])
+    if weights or not on_hub:
+        for part in wanted:
+            require_safetensors(found / part, setting)
     return checkpoint
 
 

@@ -23,12 +23,14 @@ Read = Callable[[Sequence[Tower], list[str], Flags], Condition]
 class Way:
     """A pipeline's way: its ``towers`` as (text model, tokenizer) parts, and ``read``, which makes conditions.
 
+    ``widths`` gives those of the text and of the pooled text (0: none) from the text models' configs.
     ``length`` is the pipeline's own number of tokens for the towers in ``chosen``, which may be chosen; the others
     have that of their tokenizer.
     """
 
     towers: tuple[tuple[str, str], ...]
     read: Read
+    widths: Callable[[Sequence[Flags]], tuple[int, int]]
     chosen: tuple[str, ...] = ()
     length: int = 0
 
@@ -81,10 +83,26 @@ def _pooled(reading: Reading) -> Tensor:
     return reading.pooled
 
 
+def _width(config: Flags) -> int:
+    return int(config.get("hidden_size") or config["d_model"])
+
+
+def _projected(config: Flags) -> int:
+    return int(config["projection_dim"])
+
+
 WAYS: dict[str, Way] = {
-    "StableDiffusionPipeline": Way(ONE, _stable_diffusion),
-    "StableDiffusionXLPipeline": Way(TWO, _stable_diffusion_xl),
-    "StableDiffusion3Pipeline": Way(THREE, _stable_diffusion_3, ("text_encoder_3",), 256),
-    "FluxPipeline": Way(TWO, _flux, ("text_encoder_2",), 512),
+    "StableDiffusionPipeline": Way(ONE, _stable_diffusion, lambda configs: (_width(configs[0]), 0)),
+    "StableDiffusionXLPipeline": Way(
+        TWO, _stable_diffusion_xl, lambda configs: (_width(configs[0]) + _width(configs[1]), _projected(configs[1]))
+    ),
+    "StableDiffusion3Pipeline": Way(
+        THREE,
+        _stable_diffusion_3,
+        lambda configs: (_width(configs[2]), _projected(configs[0]) + _projected(configs[1])),
+        ("text_encoder_3",),
+        256,
+    ),
+    "FluxPipeline": Way(TWO, _flux, lambda configs: (_width(configs[1]), _width(configs[0])), ("text_encoder_2",), 512),
 }
 """By the pipeline's class."""

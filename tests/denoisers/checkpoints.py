@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts import flux_loss, sd3_loss, unet_loss
+
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 WORDS = ("a", "red", "green", "blue", "heart", "star", "dog", "cat", "of", "sun")
@@ -17,17 +19,21 @@ SIDE, LATENT = 32, 8
 
 @dataclass(frozen=True)
 class Tiny:
-    """A family's checkpoint: ``build`` makes its pipeline, ``call`` is how it is then called for a comparison.
+    """A family's checkpoint: ``build`` makes its pipeline, ``call`` is how it is then called for a comparison,
+    and ``script`` computes a training step's loss as diffusers' training script does.
 
     ``tokens``: encode.max_tokens. ``packed``: the pipeline's latents are sequences of 2x2 patches.
-    ``channels``: of the latents. ``reads``: what of a condition changes the denoiser's answer.
+    ``channels``: of the latents. ``scale``: the argument by which adapters are scaled. ``reads``: what of a condition
+    changes the denoiser's answer.
     """
 
     build: Callable[[], "DiffusionPipeline"]
+    script: Callable[..., "Tensor"]
     call: dict[str, Any] = field(default_factory=dict)
     tokens: int = 0
     packed: bool = False
     channels: int = 4
+    scale: str = "joint_attention_kwargs"
     reads: frozenset[str] = frozenset({"text"})
 
     def write(self, folder: Path) -> Path:
@@ -138,15 +144,18 @@ def _flux(guided: bool) -> "DiffusionPipeline":
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 SHORT = {"max_sequence_length": 12}
 
+_UNET = "cross_attention_kwargs"
 _POOLED = frozenset({"text", "pooled"})
 
 CHECKPOINTS: dict[str, Tiny] = {
-    "stable-diffusion-1.5": Tiny(_stable_diffusion),
-    "stable-diffusion-2.1": Tiny(lambda: _stable_diffusion("v_prediction")),
-    "stable-diffusion-xl": Tiny(_stable_diffusion_xl, reads=_POOLED | {"sizes"}),
-    "stable-diffusion-3": Tiny(_stable_diffusion_3, SHORT, tokens=12, channels=16, reads=_POOLED),
-    "flux.1-dev": Tiny(lambda: _flux(guided=True), SHORT, tokens=12, packed=True, reads=_POOLED | {"guidance"}),
-    "flux.1-schnell": Tiny(lambda: _flux(guided=False), SHORT, tokens=12, packed=True, reads=_POOLED),
+    "stable-diffusion-1.5": Tiny(_stable_diffusion, unet_loss, scale=_UNET),
+    "stable-diffusion-2.1": Tiny(lambda: _stable_diffusion("v_prediction"), unet_loss, scale=_UNET),
+    "stable-diffusion-xl": Tiny(_stable_diffusion_xl, unet_loss, scale=_UNET, reads=_POOLED | {"sizes"}),
+    "stable-diffusion-3": Tiny(_stable_diffusion_3, sd3_loss, SHORT, tokens=12, channels=16, reads=_POOLED),
+    "flux.1-dev": Tiny(
+        lambda: _flux(guided=True), flux_loss, SHORT, tokens=12, packed=True, reads=_POOLED | {"guidance"}
+    ),
+    "flux.1-schnell": Tiny(lambda: _flux(guided=False), flux_loss, SHORT, tokens=12, packed=True, reads=_POOLED),
 }
 
 

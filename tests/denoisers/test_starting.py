@@ -72,9 +72,9 @@ def test_the_digest_is_of_the_denoiser_alone(pipelines: dict[str, Path], tmp_pat
 @pytest.mark.parametrize(
     ("name", "shapes", "width", "words"),
     [
-        ("unet", [(16, 8, 8)], WIDTH, "takes latents of 4 channels, and the encoded set has 16"),
-        ("pixart", [(4, 8, 8)], 384, "takes captions of width 16, and the encoded set has 384"),
-        ("auraflow", [(4, 8, 8)], 384, "takes captions of width 16, and the encoded set has 384"),
+        ("unet", [(16, 8, 8)], WIDTH, "takes latents of 4 channels, and the autoencoder makes 16"),
+        ("pixart", [(4, 8, 8)], 384, "takes captions of width 16, and the text encoder gives 384"),
+        ("auraflow", [(4, 8, 8)], 384, "takes captions of width 16, and the text encoder gives 384"),
         ("pixart", [(4, 8, 8), (4, 3, 6)], WIDTH, "patch_size 2, which does not divide latents of 3x6"),
         ("auraflow", [(4, 8, 8), (4, 6, 10)], WIDTH, "learned positions for latents up to 8x8, and .* has 6x10"),
     ],
