@@ -79,8 +79,8 @@ def _check_new(params: ModelParams, shapes: Sequence[Shape], captions: Captions)
     name, family = params.denoiser, FAMILIES[params.denoiser]
     if captions.pipeline:
         raise LatentflowError(
-            f"model.denoiser: a new {name} ships with one text encoder, and the captions were encoded the way of a "
-            f"{captions.pipeline}; name one text model in encode.text_encoder, or the pipeline in model.pretrained."
+            f"model.denoiser: a new {name} ships with a single text model, and encode.text_encoder reads captions as a "
+            f"{captions.pipeline} does; name a single model there, or the pipeline in model.pretrained."
         )
     if family.fixed_positions and (len(shapes) > 1 or shapes[0][1] != shapes[0][2]):
         raise LatentflowError(
@@ -100,10 +100,10 @@ def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Caption
     family = family_of(pipeline.folder)
     folder = _weights(pipeline, family) if weights else pipeline.folder / family.subfolder
     if captions.pipeline != family.pipeline_class and (captions.pipeline or not isinstance(family, NewFamily)):
-        way = f"the way of a {captions.pipeline}" if captions.pipeline else "by a model by itself"
+        way = f"as a {captions.pipeline} does" if captions.pipeline else "with a single model"
         raise LatentflowError(
-            f"model.pretrained: {pipeline.folder} is a {family.pipeline_class}, and the captions were encoded {way}; "
-            "name the same pipeline in encode.text_encoder and in model.pretrained, and encode again."
+            f"{SETTING}: {pipeline.folder} is a {family.pipeline_class}, and encode.text_encoder reads captions {way}; "
+            "name the same pipeline in both, and encode again."
         )
     if weights and captions.pipeline and captions.models != pipeline.digest(WAYS[captions.pipeline].parts):
         raise LatentflowError(

@@ -158,7 +158,7 @@ class OfPipeline:
         captions: Sequence[str],
         prompts: Shard,
     ) -> TextFacts:
-        cut = {tower: self._cut(tower, tokenizer, captions) for tower, tokenizer in self.way.towers}
+        cut = self.cut(captions)
         for tower, count in cut.items():
             if count:
                 log.warning("%s reads %d tokens, and %d captions are longer", tower, self.lengths[tower], count)
@@ -174,10 +174,10 @@ class OfPipeline:
             pooled_width=prompts.keys["text_pooled"][0][-1] if "text_pooled" in prompts.keys else 0,
         )
 
-    def _cut(self, tower: str, tokenizer: str, captions: Sequence[str]) -> int:
-        """How many captions are longer than what the tower reads."""
-        read = self.tokenizers[tokenizer](list(captions), verbose=False).input_ids
-        return sum(len(ids) > self.lengths[tower] for ids in read)
+    def cut(self, captions: Sequence[str]) -> dict[str, int]:
+        """How many captions are longer than what each text model reads."""
+        ids = {tower: self.tokenizers[tokenizer](list(captions)).input_ids for tower, tokenizer in self.way.towers}
+        return {tower: sum(len(one) > self.lengths[tower] for one in read) for tower, read in ids.items()}
 
 
 @dataclass(frozen=True)

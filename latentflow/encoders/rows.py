@@ -29,7 +29,6 @@ from latentflow.data.shards import PROMPTS
 from latentflow.devices import best_device
 from latentflow.encoders import vae as vae_room
 from latentflow.encoders.captions import CaptionEncoder, CaptionSource
-from latentflow.encoders.latent_shapes import latent_shape
 from latentflow.encoders.text import TextEncoder
 from latentflow.errors import LatentflowError
 from latentflow.files import atomic_folder, digest_json, write_json
@@ -109,7 +108,7 @@ class PictureRows:
 
     def _posterior(self, values: Tensor, suffix: str) -> dict[str, Tensor]:
         """Frame by frame by an image VAE, a clip as a whole by a video VAE."""
-        whole = latent_shape(self.vae.config).frames > 0
+        whole = vae_room.knows_clips(self.vae)
         with torch.autocast(values.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
             mean, logvar = vae_room.posterior(self.vae, values.transpose(1, 2) if whole else values.flatten(0, 1))
         columns = {"latents": mean}

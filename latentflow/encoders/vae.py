@@ -82,7 +82,16 @@ def shape_of(folder: Path) -> LatentShape:
 
 def factor(vae: ModelMixin) -> int:
     """How many pixels wide a latent is."""
-    return latent_shape(vae.config).factor
+    return _shape(vae).factor
+
+
+def knows_clips(vae: ModelMixin) -> bool:
+    """Whether it takes a clip as a whole, not only pictures."""
+    return _shape(vae).frames > 0
+
+
+def _shape(vae: ModelMixin) -> LatentShape:
+    return latent_shape({**vae.config, "_class_name": type(vae).__name__})
 
 
 @torch.no_grad()
@@ -92,7 +101,7 @@ def posterior(vae: ModelMixin, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     Both are in the denoiser's scale: shifted and scaled as the VAE says. A VAE without a distribution gives None.
     A video VAE also takes clips (n, 3, frames, h, w), and a picture as a clip of one frame.
     """
-    alone = pixels.ndim == 4 and latent_shape(vae.config).frames > 0
+    alone = pixels.ndim == 4 and knows_clips(vae)
     found = vae.encode(pixels.unsqueeze(2) if alone else pixels)
     shift, scale = _scale(vae, pixels.ndim + alone)
     if "latent_dist" not in found:
@@ -111,7 +120,7 @@ def encode(vae: ModelMixin, pixels: Tensor) -> Tensor:
 @torch.no_grad()
 def decode(vae: ModelMixin, latents: Tensor) -> Tensor:
     """The way back: latents (n, c, h, w) to pixels (n, 3, f·h, f·w), clamped to [-1, 1]; clips likewise."""
-    alone = latents.ndim == 4 and latent_shape(vae.config).frames > 0
+    alone = latents.ndim == 4 and knows_clips(vae)
     shift, scale = _scale(vae, latents.ndim + alone)
     latents = (latents.unsqueeze(2) if alone else latents) / scale + shift
     pixels: Tensor = vae.decode(latents).sample

@@ -116,9 +116,10 @@ def test_denoisers_that_need_more_than_training_gives_are_refused(
         denoisers.start(sizes(name, pretrained=folder), SHAPE, Captions(WIDTH), seed=0)
 
 
-def test_another_family_is_refused(pipelines: dict[str, Path]) -> None:
-    with pytest.raises(LatentflowError, match=r"StableDiffusionPipeline, whose denoiser is a unet.*set model.denoiser"):
-        denoisers.check(sizes("pixart", pretrained=pipelines["unet"]), [tuple(SHAPE)], Captions(WIDTH))
+def test_the_family_is_that_of_the_pipeline_whatever_the_parameters_say(pipelines: dict[str, Path]) -> None:
+    params = sizes("pixart", pretrained=pipelines["unet"])
+    assert denoisers.family_for(params) is FAMILIES["unet"]
+    denoisers.check(params, [tuple(SHAPE)], Captions(WIDTH))
 
 
 def test_what_is_no_pipeline_is_refused(pipelines: dict[str, Path], tmp_path: Path) -> None:
@@ -129,8 +130,8 @@ def test_what_is_no_pipeline_is_refused(pipelines: dict[str, Path], tmp_path: Pa
     folder = tmp_path / "foreign"
     shutil.copytree(pipelines["unet"], folder)
     index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
-    with pytest.raises(LatentflowError, match=r"^model\.pretrained: .* is a FluxPipeline, not one of"):
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "KolorsPipeline"}))
+    with pytest.raises(LatentflowError, match=r"^model\.pretrained: .* is a KolorsPipeline, not one of Stable"):
         denoisers.start_digest(sizes("unet", pretrained=folder))
 
 
