@@ -22,6 +22,8 @@ class Family(ABC):
     pipeline_class: ClassVar[str]
     flow_pipeline: ClassVar[bool] = False
     """Whether the pipeline never scales its initial noise, so that it fits flow matching's own scheduler only."""
+    lays_out_sigmas: ClassVar[bool] = False
+    """Whether the pipeline hands its scheduler σ, which of ours only diffusers' own flow Euler takes."""
     contrasts: ClassVar[bool] = True
     """Whether the pipeline's guidance_scale is classifier-free guidance."""
     memory_format: ClassVar[torch.memory_format] = torch.contiguous_format

@@ -20,6 +20,7 @@ class Flux(Family):
     model_class = "FluxTransformer2DModel"
     pipeline_class = "FluxPipeline"
     flow_pipeline = True
+    lays_out_sigmas = True
     contrasts = False
     adapter_targets = (
         *("to_q", "to_k", "to_v", "to_out.0"),

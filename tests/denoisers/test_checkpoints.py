@@ -19,10 +19,12 @@ from latentflow.data.condition import Condition, square
 from latentflow.data.encoded import EncodedSet
 from latentflow.denoisers import Captions
 from latentflow.denoisers.packing import pack, unpack
-from latentflow.denoisers.schedulers import to_diffusers
+from latentflow.denoisers.schedulers import scheduler_of, to_diffusers
 from latentflow.diffusion import Guidance, sample
 from latentflow.diffusion.definitions import betas_to_sigmas, scaled_linear_betas
 from latentflow.encoders import captions
+from latentflow.errors import LatentflowError
+from latentflow.evaluation.drawing import Artist, Request, Settings
 from latentflow.evaluation.heldout import heldout_groups, heldout_loss, heldout_sigmas
 from latentflow.manifest import EncodedManifest
 from latentflow.params import for_step, load
@@ -242,3 +244,17 @@ def test_the_delivered_pipeline_is_the_checkpoint_with_the_adapter_merged(
     manifest = EncodedManifest.read(world / "encoded")
     assert not (world / "encoded" / "text_encoder").exists()
     assert manifest.text_pipeline == index["_class_name"]
+
+
+def test_evaluation_draws_with_what_was_delivered(world: Path, folder: Path, tiny: Tiny) -> None:
+    delivered = world / "model" / "pipeline"
+    drawn_by = Artist(delivered, Settings.read(delivered, "euler", 2, GUIDANCE))
+    assert drawn_by.draw([Request(PROMPTS[0], 0)], 1).pictures.shape == (1, 3, SIDE, SIDE)
+    own = DiffusionPipeline.from_pretrained(folder, local_files_only=True).scheduler
+    if own.config.get("use_dynamic_shifting"):
+        assert scheduler_of(delivered, "euler").config == own.config
+    if tiny.packed:
+        with pytest.raises(LatentflowError, match="evaluate.sampler heun: a FluxPipeline lays out its own"):
+            scheduler_of(delivered, "heun")
+    else:
+        assert scheduler_of(delivered, "heun").config.sampler == "heun"
