@@ -3,11 +3,14 @@
 Each step reads its own section, so none of them sees all three; who has them all, such as the command line, asks here.
 """
 
+from pathlib import Path
+
 from diffusers import AutoencoderKL
 from transformers import AutoConfig
 
 from latentflow.denoisers import starting
 from latentflow.denoisers.intake import Captions, Shape
+from latentflow.denoisers.trained_with import trained_with
 from latentflow.encoders import captions, checkpoint, text
 from latentflow.encoders.latent_shapes import LatentShape, latent_shape
 from latentflow.encoders.vae import SETTING as VAE
@@ -16,7 +19,7 @@ from latentflow.params import AutoencoderParams, EncodeParams, Params
 
 
 def check_together(params: Params) -> None:
-    """Reads configs only; of a pipeline on the hub no more is downloaded.
+    """Reads configs and the names of weights; of a pipeline on the hub no more than configs is downloaded.
 
     Raises LatentflowError that names the parameter to change.
     """
@@ -27,6 +30,10 @@ def check_together(params: Params) -> None:
         )
     shape: Shape = (vae.channels, side // vae.factor, side // vae.factor)
     starting.check(params.model, [shape], _captions(params.encode), weights=False)
+    if params.model.pretrained and "auto" in (params.diffusion.definition, params.diffusion.schedule):
+        trained_with(starting.pretrained(params.model, weights=False).folder)
+    if Path(params.model.pretrained).is_dir():  # What lies elsewhere is looked at when it is brought here.
+        starting.check_whole(params.model)
 
 
 def _latents(params: AutoencoderParams) -> LatentShape:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import ModelMixin
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from latentflow.denoisers.families import DIFFUSION, FAMILIES, family_of, model_class
 from latentflow.denoisers.family import Family, NewFamily
@@ -198,6 +198,23 @@ def start(params: ModelParams, latent_shape: list[int], captions: Captions, seed
     family = family_for(params)
     model = _load_whole(family, _weights(pretrained(params), family))
     return model.train().requires_grad_(True).to(memory_format=family.memory_format)
+
+
+def check_whole(params: ModelParams) -> None:
+    """Raises LatentflowError unless the weights of ``model.pretrained`` are those of its config; none are read."""
+    pipeline, family = pretrained(params), family_for(params)
+    folder = _weights(pipeline, family)
+    try:
+        with torch.device("meta"):
+            wanted = set(model_class(family).from_config(pipeline.config(family.subfolder)).state_dict())
+        found: set[str] = set()
+        for path in folder.glob(f"{WEIGHTS.removesuffix('.safetensors')}*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                found.update(file.keys())
+    except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise LatentflowError(f"{SETTING}: {folder} cannot be read: {error}") from error
+    keys = {"missing_keys": sorted(wanted - found), "unexpected_keys": sorted(found - wanted), "mismatched_keys": []}
+    require_whole(keys, f"{SETTING}: {folder}")
 
 
 def _load_whole(family: Family, folder: Path) -> ModelMixin:

@@ -254,7 +254,7 @@ def test_evaluation_draws_with_what_was_delivered(world: Path, folder: Path, tin
     if own.config.get("use_dynamic_shifting"):
         assert scheduler_of(delivered, "euler").config == own.config
     if tiny.packed:
-        with pytest.raises(LatentflowError, match="evaluate.sampler heun: a FluxPipeline lays out its own"):
+        with pytest.raises(LatentflowError, match=r"evaluate\.sampler heun: a FluxPipeline lays out its own"):
             scheduler_of(delivered, "heun")
     else:
         assert scheduler_of(delivered, "heun").config.sampler == "heun"

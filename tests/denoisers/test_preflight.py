@@ -109,6 +109,20 @@ def test_pickled_or_damaged_text_models_are_refused(made: dict[str, Path], tmp_p
         captions.find(named(folder, folder, folder).encode).load()
 
 
+def test_a_denoiser_with_missing_or_foreign_weights_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(made["sd"], folder)
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    first = weights.pop(sorted(weights)[0])
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(LatentflowError, match=r"^model\.pretrained: .*unet is not .* missing keys conv_in\.bias"):
+        check_together(named(made["sd"], made["sd"], folder))
+    save_file(weights | {"conv_in.bias": first, "more.bias": first.clone()}, path, {"format": "pt"})
+    with pytest.raises(LatentflowError, match=r"^model\.pretrained: .*unet is not .* unexpected keys more\.bias"):
+        check_together(named(made["sd"], made["sd"], folder))
+
+
 def test_a_long_caption_is_counted_for_each_text_model(made: dict[str, Path]) -> None:
     source = captions.find(named(made["sd3"], made["sd3"], made["sd3"], tokens=12).encode)
     assert isinstance(source, captions.OfPipeline)
