@@ -59,7 +59,7 @@ def test_a_shift_that_grows_with_the_size_is_on_the_same_line(
     [
         (
             STABLE | {"prediction_type": "epsilon", "beta_schedule": "linear"},
-            "beta_schedule is linear, and only Stable",
+            "beta_schedule is linear, and only",
         ),
         (STABLE | {"prediction_type": "epsilon", "rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True"),
         ({"_class_name": "LCMScheduler"}, "a LCMScheduler with prediction_type None"),
