@@ -1,7 +1,6 @@
 """A pipeline that diffusers saved, in a folder or on the hub: which parts it has, and where they lie here."""
 
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ _SMALL = (".json", ".txt", ".model", ".jinja")
 # Copies of the same weights in other types, or of other frameworks.
 _COPIES = ("*.fp16.*", "*.bf16.*", "*.fp32.*", "*.non_ema.*", "*flax*", "*openvino*")
 _HUB_ID = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ def find(name: str, setting: str, parts: Sequence[str] = (), weights: bool = Tru
     """The pipeline of that folder or hub id (owner/name, owner/name@revision), ``parts`` of it on this machine.
 
     None where it is something else, such as a single model. Without ``parts`` all are brought here, and without
-    ``weights`` only what is no weights of them. Raises
-    LatentflowError that names ``setting`` where the hub cannot be reached or refuses, or weights are pickled.
+    ``weights`` only their configs and tokenizers. Raises LatentflowError that names ``setting`` where the hub cannot be
+    reached or refuses, or weights are pickled.
     """
     folder = Path(name)
     if folder.is_dir():

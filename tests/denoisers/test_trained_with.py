@@ -11,7 +11,7 @@ from latentflow.denoisers.trained_with import trained_with
 from latentflow.diffusion import Diffusion, Schedule
 from latentflow.diffusion.schedules import dynamic_mu
 from latentflow.errors import LatentflowError
-from latentflow.params import TrainInputs, for_step, load
+from latentflow.params import DiffusionParams, TrainInputs, for_step, load
 from latentflow.steps import train
 
 STABLE = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -70,16 +70,18 @@ def test_what_it_does_not_tell_is_refused(config: dict[str, object], words: str,
         trained_with(pipeline(tmp_path, config))
 
 
-def inputs(*overrides: str) -> TrainInputs:
-    return for_step(load(PARAMS, [*overrides]), "train")  # type: ignore[return-value]
+def resolved(*overrides: str) -> DiffusionParams:
+    inputs = for_step(load(PARAMS, [*overrides]), "train")
+    assert isinstance(inputs, TrainInputs)
+    return train.resolved(inputs, inputs.model).diffusion
 
 
 def test_auto_is_the_pipelines_own_or_plain_flow(tmp_path: Path) -> None:
-    plain = train.resolved(inputs()).diffusion
+    plain = resolved()
     assert (plain.definition, plain.schedule) == ("flow", "linear")
-    assert plain == train.resolved(inputs("diffusion.definition=flow", "diffusion.schedule=linear")).diffusion
+    assert plain == resolved("diffusion.definition=flow", "diffusion.schedule=linear")
     folder = pipeline(tmp_path, FLOW | {"shift": 3.0}, "StableDiffusion3Pipeline")
-    own = train.resolved(inputs(f"model.pretrained={folder}")).diffusion
+    own = resolved(f"model.pretrained={folder}")
     assert (own.definition, own.schedule, own.shift) == ("flow", "shift", 3.0)
-    other = train.resolved(inputs(f"model.pretrained={folder}", "diffusion.definition=ddpm_epsilon")).diffusion
+    other = resolved(f"model.pretrained={folder}", "diffusion.definition=ddpm_epsilon")
     assert (other.definition, other.schedule) == ("ddpm_epsilon", "linear")
