@@ -51,6 +51,15 @@ def _inputs(step: str, file: Path, overrides: list[str] | None) -> Any:
     return parameters.for_step(parameters.load(file, overrides), step)
 
 
+def _check_together(file: Path, overrides: list[str] | None) -> None:
+    """Refuses a VAE, text models and a denoiser that do not fit, as only all sections together can tell."""
+    params = parameters.load(file, overrides)
+    if params.model.pretrained or params.encode.text_encoder != "minilm":
+        from latentflow.denoisers.preflight import check_together
+
+        check_together(params)
+
+
 @app.command()
 def ingest(
     params: ParamsFile = PARAMS, overrides: Overrides = None, out: Out = RECORDS, force_rerun: Token = ""
@@ -76,6 +85,7 @@ def autoencoder(
     force_rerun: Token = "",
 ) -> None:
     """Train a VAE on the records, or check the pretrained one that the parameters name."""
+    _check_together(params, overrides)
     inputs = _inputs("autoencoder", params, overrides)
     from latentflow.steps import autoencoder as step
 
@@ -99,6 +109,7 @@ def encode(
     explain: Annotated[bool, typer.Option("--explain", help="Say what would be encoded and why.")] = False,
 ) -> None:
     """Turn records into latents and text embeddings, once; what was encoded before is taken from the work store."""
+    _check_together(params, overrides)
     inputs = _inputs("encode", params, overrides)
     from latentflow.steps import encode as step
 

@@ -119,7 +119,11 @@ class Shard(BaseModel):
 
 
 class TextFacts(BaseModel):
-    """What the set's manifest says of its text encoder, by digests; ``captions_cut`` are longer than the encoder's."""
+    """What the set's manifest says of its text encoder, by digests; ``captions_cut`` are longer than the encoder's.
+
+    ``pipeline`` is the class of the pipeline whose way captions were read, "" for a model by itself, and
+    ``pooled_width`` that of the pooled text, 0 where there is none.
+    """
 
     width: int
     cased: bool
@@ -127,6 +131,8 @@ class TextFacts(BaseModel):
     tokenizer: str
     prompts: str
     captions_cut: int
+    pipeline: str = ""
+    pooled_width: int = 0
 
 
 class EncodedPart(BaseModel):
@@ -158,6 +164,7 @@ class EncodedPart(BaseModel):
 class EncodedManifest(Manifest):
     """``encode``: latents/, text/, index.parquet, prompts.safetensors, ``text_encoder/`` and ``tokenizer/``.
 
+    The last two are there unless ``text_pipeline`` says that the captions were read by a pipeline of that class.
     ``shards`` are in the order of the rows: latents by split, shape and number, then text by number. The files may
     lie in several folders, one per part that encoded them; their names are the same as if one had.
     """
@@ -171,6 +178,8 @@ class EncodedManifest(Manifest):
     latent_mean: list[float]
     latent_std: list[float]
     text_width: int
+    text_pipeline: str = ""
+    pooled_width: int = 0
     max_tokens: int
     cased: bool
     resolution: int

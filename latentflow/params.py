@@ -112,7 +112,9 @@ class IngestParams(Section):
 
 
 class AutoencoderParams(Section):
-    pretrained: str = Field(description="folder or hub id of an AutoencoderKL; empty trains one on the records")
+    pretrained: str = Field(
+        description="folder or hub id of a VAE, or of a pipeline with one; empty trains one on the records"
+    )
     resolution: int = Field(ge=8, le=4096, description="side of the square pictures that are encoded, in pixels")
     channels: list[Count] = Field(min_length=1, max_length=6, description="width per level; n levels shrink by 2^(n-1)")
     latent_channels: Count = Field(description="channels of the latents")
@@ -137,8 +139,12 @@ class AutoencoderParams(Section):
 class EncodeParams(Section):
     any_machine = ("workers",)
 
-    text_encoder: str = Field(min_length=1, description="`minilm` (the embedded default), a folder, or a hub id")
-    max_tokens: int = Field(ge=3, le=512, description="caption length in tokens, the special ones included")
+    text_encoder: str = Field(
+        min_length=1, description="`minilm` (the embedded default), or a text model's or a pipeline's folder or hub id"
+    )
+    max_tokens: int = Field(
+        ge=0, le=1024, description="caption length in tokens, the special ones included; 0: the pipeline's own"
+    )
     flip: bool = Field(description="also store the latents of the mirrored pictures")
     bucket_step: int = Field(ge=0, description="sides of aspect-ratio buckets are multiples of this; 0: squares")
     bucket_min_ratio: Positive = Field(description="narrowest bucket, as width / height")
@@ -158,6 +164,13 @@ class EncodeParams(Section):
     )
     sample_prompts: list[str] = Field(max_length=64, description="captions of the sample grid that training draws")
 
+    @field_validator("max_tokens")
+    @classmethod
+    def _holds_a_word(cls, max_tokens: int) -> int:
+        if max_tokens in (1, 2):
+            raise ValueError("two tokens begin and end a caption; give at least 3, or 0 for a pipeline's own length")
+        return max_tokens
+
     @model_validator(mode="after")
     def _ratios_hold_the_square(self) -> Self:
         if not self.bucket_min_ratio <= 1 <= self.bucket_max_ratio:
@@ -167,11 +180,12 @@ class EncodeParams(Section):
 
 class DiffusionParams(Section):
     definition: str = Field(
-        pattern=rf"^({'|'.join(DEFINITIONS)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
-        description=f"data and model definition: one of {', '.join(DEFINITIONS)}, or your own as module:name",
+        pattern=rf"^(auto|{'|'.join(DEFINITIONS)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+        description="data and model definition: auto (that of model.pretrained, else flow), one of "
+        f"{', '.join(DEFINITIONS)}, or your own as module:name",
     )
-    schedule: Literal["linear", "shift", "dynamic_shift", "cosine", "karras", "discrete", "given"] = Field(
-        description="along which σ pictures are drawn, from noise to data"
+    schedule: Literal["auto", "linear", "shift", "dynamic_shift", "cosine", "karras", "discrete", "given"] = Field(
+        description="along which σ pictures are drawn, from noise to data; auto: that of model.pretrained, else linear"
     )
     shift: Positive = Field(description="shift: factor towards noise; 1 leaves the schedule linear")
     base_shift: float = Field(description="dynamic_shift: ln of the factor for a picture of 256 tokens")
@@ -234,11 +248,14 @@ class AuraFlowParams(TransformerParams):
 
 class ModelParams(Section):
     denoiser: Literal["unet", "pixart", "auraflow"] = Field(
-        description="`unet` (UNet2DConditionModel), `pixart` (a DiT) or `auraflow` (an MMDiT)"
+        description="what is made new: `unet` (UNet2DConditionModel), `pixart` (a DiT) or `auraflow` (an MMDiT)"
     )
     pretrained: str = Field(
-        description="pipeline folder or models:/NAME@ALIAS whose denoiser training begins with; empty: random weights "
-        "of the sizes below"
+        description="pipeline's folder, hub id or models:/NAME@ALIAS whose denoiser training begins with, whatever "
+        "denoiser says; empty: random weights of the sizes below"
+    )
+    guidance: float = Field(
+        ge=0, description="scale that a guidance-distilled model (FLUX.1 [dev]) is told in training"
     )
     unet: UNetParams = Field(description="sizes of the UNet")
     pixart: TransformerParams = Field(description="sizes of the DiT")

@@ -7,11 +7,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
 from latentflow.data.captions import CaptionIndex
+from latentflow.data.condition import Condition, square
 from latentflow.data.mapped import MappedShards
 from latentflow.data.places import LocalPlace, RemotePlace, find, open_place, read_manifest
 from latentflow.data.shards import INDEX, PROMPTS
@@ -26,7 +28,8 @@ class Samples:
     """n rows of one bucket in the dtypes that are stored.
 
     ``latents`` (n, c, h, w) or (n, c, f, h, w) are in the scale that the denoiser sees: the posterior's mean where
-    ``logvar``, of the same shape, is there. ``text`` (n, tokens, width), ``text_mask`` (n, tokens) bool.
+    ``logvar``, of the same shape, is there. ``text`` (n, tokens, width), ``text_mask`` (n, tokens) bool,
+    ``text_pooled`` (n, width) where the text encoder gives it.
     ``original_size``, ``crop`` and ``target_size`` (n, 2) int32 are (height, width) or (top, left) in pixels.
     ``extra`` holds further keys of the latents that were asked for by name.
     """
@@ -35,10 +38,17 @@ class Samples:
     logvar: Tensor | None
     text: Tensor
     text_mask: Tensor
+    text_pooled: Tensor | None
     original_size: Tensor
     crop: Tensor
     target_size: Tensor
     extra: dict[str, Tensor]
+
+    @property
+    def condition(self) -> Condition:
+        """What the denoiser is told of them."""
+        sizes = torch.cat([self.original_size, self.crop, self.target_size], dim=1)
+        return Condition(self.text, self.text_mask, self.text_pooled, sizes)
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,7 @@ class EncodedSplit:
             logvar=either("logvar") if shards.has("logvar") else None,
             text=text.copy("text"),
             text_mask=text.copy("text_mask"),
+            text_pooled=text.copy("text_pooled") if self._text.has("text_pooled") else None,
             original_size=latents.copy("original_size"),
             crop=latents.copy("crop"),
             target_size=latents.copy("target_size"),
@@ -141,7 +152,7 @@ class EncodedSplit:
 
 
 class EncodedSet:
-    """An encoded set that ``encode`` wrote."""
+    """An encoded set that ``encode`` wrote; ``empty`` is the empty caption, ``prompts`` those of the sample grid."""
 
     def __init__(self, manifest: EncodedManifest, places: Sequence[LocalPlace | RemotePlace]) -> None:
         self.manifest = manifest
@@ -150,8 +161,9 @@ class EncodedSet:
         self._splits: dict[str, EncodedSplit] = {}
         self._opening = threading.Lock()
         prompts = load_file(find(places, PROMPTS, manifest.prompts_sha256)[0])
-        self.empty_text, self.empty_mask = prompts["text"][:1], prompts["text_mask"][:1]
-        self.prompt_text, self.prompt_mask = prompts["text"][1:], prompts["text_mask"][1:]
+        sizes = square(len(prompts["text"]), manifest.resolution)
+        every = Condition(prompts["text"], prompts["text_mask"], prompts.get("text_pooled"), sizes)
+        self.empty, self.prompts = every.each(lambda rows: rows[:1]), every.each(lambda rows: rows[1:])
 
     @classmethod
     def open(cls, place: Path | str, parts: Sequence[Path | str] = ()) -> "EncodedSet":

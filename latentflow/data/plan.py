@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """What decides shapes: the square's side, the VAE, buckets (step 0: none), frames of clips, rows of a shard."""
+    """What decides shapes: the square's side, the VAE, buckets (step 0: none), frames of clips, rows of a shard.
+
+    ``vae_frames``: how many frames of a clip the VAE makes one of, but for the first; 0 where it knows pictures only.
+    """
 
     resolution: int
     factor: int
+    vae_frames: int
     channels: int
     bucket_step: int
     bucket_min_ratio: float
@@ -31,7 +35,7 @@ class Layout:
 
     def shape(self, height: int, width: int, frames: int) -> list[int]:
         """Of the latents of a picture (frames 0) or clip of this size in pixels."""
-        time = [frames] if frames else []
+        time = [(frames - 1) // self.vae_frames + 1 if self.vae_frames else frames] if frames else []
         return [self.channels, *time, height // self.factor, width // self.factor]
 
 

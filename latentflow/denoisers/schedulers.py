@@ -18,10 +18,12 @@ from diffusers import (
 )
 
 from latentflow.denoisers.carried import carry_code
-from latentflow.denoisers.families import family_of, read_diffusion
+from latentflow.denoisers.families import GENERATION, family_of, read_diffusion
 from latentflow.diffusion import Diffusion
 from latentflow.diffusion.definitions import BETA_END, BETA_START
 from latentflow.diffusion.schedules import dynamic_mu
+from latentflow.encoders.latent_shapes import latent_shape
+from latentflow.errors import LatentflowError
 from latentflow.files import write_json
 from latentflow.scheduler import DefinitionScheduler
 
@@ -31,11 +33,36 @@ class NoSchedulerError(ValueError):
 
 
 def scheduler_of(folder: Path, sampler: str) -> SchedulerMixin:
-    """The scheduler with which a saved pipeline folder is drawn by ``sampler``."""
+    """The scheduler with which a saved pipeline folder is drawn by ``sampler``.
+
+    Raises LatentflowError where the pipeline cannot be drawn by it.
+    """
     family = family_of(folder)
-    config = json.loads((folder / family.subfolder / "config.json").read_text(encoding="utf-8"))
-    tokens = (config["sample_size"] // config.get("patch_size", 2)) ** 2
+    if sampler != "euler" and family.lays_out_sigmas:
+        raise LatentflowError(
+            f"evaluate.sampler {sampler}: a {family.pipeline_class} lays out its own σ, which only euler takes; set it "
+            "to euler."
+        )
+    own = _read(folder / "scheduler" / "scheduler_config.json")
+    if sampler == "euler" and family.flow_pipeline and own.get("use_dynamic_shifting"):
+        # Its shift follows the size of each picture, which a scheduler made for one size does not.
+        return FlowMatchEulerDiscreteScheduler.from_config(own)
+    config = _read(folder / family.subfolder / "config.json")
+    tokens = family.tokens(config, (0, *_latent_size(folder, config)))
     return scheduler_for(read_diffusion(folder), sampler, tokens, family.flow_pipeline)
+
+
+def _latent_size(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of the latents of the pictures that a saved pipeline draws unless told otherwise."""
+    if "sample_size" in config:
+        return config["sample_size"], config["sample_size"]
+    drawn, factor = _read(folder / GENERATION), latent_shape(_read(folder / "vae" / "config.json")).factor
+    return drawn["height"] // factor, drawn["width"] // factor
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
 
 
 def put_scheduler(folder: Path, scheduler: SchedulerMixin) -> None:

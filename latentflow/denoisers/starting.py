@@ -8,16 +8,21 @@ from typing import NamedTuple
 
 import torch
 from diffusers import ModelMixin
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
-from latentflow.denoisers.families import DIFFUSION, FAMILIES, Family, family_of, model_class
-from latentflow.denoisers.intake import Shape, size, untiled
+from latentflow.denoisers.families import DIFFUSION, FAMILIES, family_of, model_class
+from latentflow.denoisers.family import Family, NewFamily
+from latentflow.denoisers.intake import Captions, Shape, size, untiled
 from latentflow.devices import seeded_weights
+from latentflow.encoders import checkpoint
+from latentflow.encoders.checkpoint import Checkpoint, require_whole
+from latentflow.encoders.readings import WAYS
 from latentflow.errors import LatentflowError
 from latentflow.files import digest_folder
 from latentflow.params import ModelParams
 from latentflow.registry.pulling import pull, pull_pinned
 
+SETTING = "model.pretrained"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 log = logging.getLogger(__name__)
 
@@ -30,23 +35,29 @@ class Beginning(NamedTuple):
 
 
 def begin(params: ModelParams) -> Beginning:
-    """Asks the registry once what ``model.pretrained`` is now: an alias may move while a training starts.
+    """Asks the registry or the hub once what ``model.pretrained`` is now: an alias may move while a training starts.
 
     Raises LatentflowError where it is nothing that can be had.
     """
-    if not params.pretrained:
+    name = params.pretrained
+    if not name:
         return Beginning(params, "")
-    try:
-        parent, folder = pull_pinned(params.pretrained)
-    except LatentflowError as error:
-        raise LatentflowError(f"model.pretrained: {error}") from error
+    on_hub = not name.startswith("models:/") and not Path(name).exists()
+    if on_hub and (found := checkpoint.find(name, SETTING)):
+        # The hub's cache keeps a revision under its hash.
+        parent, folder = f"{name.partition('@')[0]}@{found.folder.name}", found.folder
+    else:
+        try:
+            parent, folder = pull_pinned(name)
+        except LatentflowError as error:
+            raise LatentflowError(f"{SETTING}: {error}") from error
     return Beginning(params.model_copy(update={"pretrained": str(folder)}), parent)
 
 
-def check(params: ModelParams, shapes: Sequence[Shape], text_width: int) -> None:
-    """Refuses latents of ``shapes`` and captions of ``text_width`` that the denoiser cannot take.
+def check(params: ModelParams, shapes: Sequence[Shape], captions: Captions, weights: bool = True) -> None:
+    """Refuses latents of ``shapes`` and captions that the denoiser cannot take.
 
-    Reads configs only. Raises LatentflowError that names the parameter.
+    Reads configs only, and without ``weights`` needs no others here. Raises LatentflowError that names the parameter.
     """
     if any(len(shape) != 3 for shape in shapes):
         raise LatentflowError(
@@ -54,13 +65,23 @@ def check(params: ModelParams, shapes: Sequence[Shape], text_width: int) -> None
             "encode again."
         )
     if params.pretrained:
-        _check_saved(params, shapes, text_width)
+        _check_saved(params, shapes, captions, weights)
     else:
-        _check_new(params, shapes)
+        _check_new(params, shapes, captions)
 
 
-def _check_new(params: ModelParams, shapes: Sequence[Shape]) -> None:
+def family_for(params: ModelParams) -> Family:
+    """That of ``model.pretrained``, else the one of new models that ``model.denoiser`` names."""
+    return family_of(pretrained(params).folder) if params.pretrained else FAMILIES[params.denoiser]
+
+
+def _check_new(params: ModelParams, shapes: Sequence[Shape], captions: Captions) -> None:
     name, family = params.denoiser, FAMILIES[params.denoiser]
+    if captions.pipeline:
+        raise LatentflowError(
+            f"model.denoiser: a new {name} ships with a single text model, and encode.text_encoder reads captions as a "
+            f"{captions.pipeline} does; name a single model there, or the pipeline in model.pretrained."
+        )
     if family.fixed_positions and (len(shapes) > 1 or shapes[0][1] != shapes[0][2]):
         raise LatentflowError(
             f"model.denoiser: {name} trains on pictures of one size, a square, and the encoded set has latents of "
@@ -74,48 +95,62 @@ def _check_new(params: ModelParams, shapes: Sequence[Shape]) -> None:
         )
 
 
-def _check_saved(params: ModelParams, shapes: Sequence[Shape], text_width: int) -> None:
-    folder = pretrained_folder(params)
+def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Captions, weights: bool) -> None:
+    pipeline = pretrained(params, weights)
+    family = family_of(pipeline.folder)
+    folder = _weights(pipeline, family) if weights else pipeline.folder / family.subfolder
+    if captions.pipeline != family.pipeline_class and (captions.pipeline or not isinstance(family, NewFamily)):
+        way = f"as a {captions.pipeline} does" if captions.pipeline else "with a single model"
+        raise LatentflowError(
+            f"{SETTING}: {pipeline.folder} is a {family.pipeline_class}, and encode.text_encoder reads captions {way}; "
+            "name the same pipeline in both, and encode again."
+        )
+    if weights and captions.pipeline and captions.models != pipeline.digest(WAYS[captions.pipeline].parts):
+        raise LatentflowError(
+            f"model.pretrained: the text models of {pipeline.folder}, with which the finished pipeline would draw, are "
+            "not those that encoded the captions; name the same pipeline in encode.text_encoder, and encode again."
+        )
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        misfit = FAMILIES[params.denoiser].intake(config).misfit(shapes, text_width)
+        misfit = family.intake(pipeline.config(family.subfolder)).misfit(shapes, captions)
     except KeyError as error:
         misfit = f"lacks {error} in its config.json"
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         misfit = str(error)
     if misfit:
         raise LatentflowError(f"model.pretrained: the denoiser in {folder} {misfit}.")
 
 
-def pretrained_folder(params: ModelParams) -> Path:
-    """The folder of the denoiser that ``model.pretrained`` names, downloaded where it is in the registry.
+def pretrained(params: ModelParams, weights: bool = True) -> Checkpoint:
+    """The pipeline that ``model.pretrained`` names, downloaded where it is in the registry or on the hub.
 
-    Raises LatentflowError where it is no pipeline of the family of ``model.denoiser`` in safetensors.
+    Raises LatentflowError where it is none of a known family.
     """
-    family = FAMILIES[params.denoiser]
+    name = params.pretrained
+    on_hub = not name.startswith("models:/") and not Path(name).exists()
+    found = checkpoint.find(name, SETTING, weights=weights) if on_hub else None
     try:
-        pipeline = pull(params.pretrained)
-        found = family_of(pipeline)
+        found = found or checkpoint.find(str(pull(name)), SETTING)
+        assert found
+        family_of(found.folder)
     except LatentflowError as error:
-        raise LatentflowError(f"model.pretrained: {error}") from error
-    if found is not family:
-        name = next(name for name, one in FAMILIES.items() if one is found)
-        raise LatentflowError(
-            f"model.pretrained: {pipeline} is a {found.pipeline_class}, whose denoiser is a {name}, and model.denoiser "
-            f"is {params.denoiser}; set model.denoiser to {name}."
-        )
-    folder = pipeline / family.subfolder
+        raise LatentflowError(f"{SETTING}: {str(error).removeprefix(f'{SETTING}: ')}") from error
+    return found
+
+
+def _weights(pipeline: Checkpoint, family: Family) -> Path:
+    """The folder of the denoiser. Raises LatentflowError where its weights are not there in safetensors."""
+    folder = pipeline.folder / family.subfolder
     if not any((folder / f"{WEIGHTS}{ending}").is_file() for ending in ("", ".index.json")):
+        checkpoint.require_safetensors(folder, SETTING)
         raise LatentflowError(
-            f"model.pretrained: {folder} holds no {WEIGHTS}; only safetensors are loaded: save the pipeline with "
-            "save_pretrained(folder, safe_serialization=True) and no variant."
+            f"{SETTING}: {folder} holds no {WEIGHTS}; save the pipeline with save_pretrained(folder) and no variant."
         )
     return folder
 
 
 def warn_of_other_definition(params: ModelParams, definition: str) -> None:
     """Says so where the pipeline of ``model.pretrained`` was trained with another definition than ``definition``."""
-    if params.pretrained and (before := _definition(pretrained_folder(params).parent)) not in ("", definition):
+    if params.pretrained and (before := _definition(pretrained(params).folder)) not in ("", definition):
         log.warning(
             "model.pretrained was trained with definition %s, and diffusion.definition is %s: all weights can learn "
             "the other one, an adapter hardly",
@@ -138,13 +173,15 @@ def _definition(pipeline: Path) -> str:
 
 def start_digest(params: ModelParams) -> dict[str, str]:
     """{"pretrained": the content digest of the denoiser that training starts from}; empty for random weights."""
-    return {"pretrained": digest_folder(pretrained_folder(params))} if params.pretrained else {}
+    if not params.pretrained:
+        return {}
+    return {"pretrained": digest_folder(_weights(pretrained(params), family_for(params)))}
 
 
 def build(params: ModelParams, latent_shape: list[int], text_width: int, seed: int) -> ModelMixin:
     """A new denoiser with weights drawn from ``seed``. Raises LatentflowError where sizes do not fit."""
     name = params.denoiser
-    _check_new(params, [latent_shape])
+    _check_new(params, [latent_shape], Captions(text_width))
     try:
         with seeded_weights(seed):
             model = FAMILIES[name].build(params, latent_shape, text_width)
@@ -153,14 +190,31 @@ def build(params: ModelParams, latent_shape: list[int], text_width: int, seed: i
     return model.to(memory_format=FAMILIES[name].memory_format)
 
 
-def start(params: ModelParams, latent_shape: list[int], text_width: int, seed: int) -> ModelMixin:
+def start(params: ModelParams, latent_shape: list[int], captions: Captions, seed: int) -> ModelMixin:
     """The denoiser that training begins with, in fp32: a new one, or that of ``model.pretrained``."""
     if not params.pretrained:
-        return build(params, latent_shape, text_width, seed)
-    check(params, [latent_shape], text_width)
-    family = FAMILIES[params.denoiser]
-    model = _load_whole(family, pretrained_folder(params))
+        return build(params, latent_shape, captions.width, seed)
+    check(params, [latent_shape], captions)
+    family = family_for(params)
+    model = _load_whole(family, _weights(pretrained(params), family))
     return model.train().requires_grad_(True).to(memory_format=family.memory_format)
+
+
+def check_whole(params: ModelParams) -> None:
+    """Raises LatentflowError unless the weights of ``model.pretrained`` are those of its config; none are read."""
+    pipeline, family = pretrained(params), family_for(params)
+    folder = _weights(pipeline, family)
+    try:
+        with torch.device("meta"):
+            wanted = set(model_class(family).from_config(pipeline.config(family.subfolder)).state_dict())
+        found: set[str] = set()
+        for path in folder.glob(f"{WEIGHTS.removesuffix('.safetensors')}*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                found.update(file.keys())
+    except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise LatentflowError(f"{SETTING}: {folder} cannot be read: {error}") from error
+    keys = {"missing_keys": sorted(wanted - found), "unexpected_keys": sorted(found - wanted), "mismatched_keys": []}
+    require_whole(keys, f"{SETTING}: {folder}")
 
 
 def _load_whole(family: Family, folder: Path) -> ModelMixin:
@@ -171,10 +225,5 @@ def _load_whole(family: Family, folder: Path) -> ModelMixin:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise LatentflowError(f"model.pretrained: {folder} cannot be loaded: {error}") from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if names := report[kind]:
-            raise LatentflowError(
-                f"model.pretrained: the weights in {folder} are not those of its config.json: "
-                f"{kind.replace('_', ' ')} {', '.join(map(str, sorted(names)[:3]))}."
-            )
+    require_whole(report, f"model.pretrained: {folder}")
     return model

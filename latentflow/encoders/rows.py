@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import ModelMixin
 from filelock import FileLock
 from PIL import Image
 from torch import Tensor
@@ -27,8 +27,8 @@ from latentflow.data.plan import LatentsJob, TextJob
 from latentflow.data.records import Record, RecordSet
 from latentflow.data.shards import PROMPTS
 from latentflow.devices import best_device
-from latentflow.encoders import text as text_room
 from latentflow.encoders import vae as vae_room
+from latentflow.encoders.captions import CaptionEncoder, CaptionSource
 from latentflow.encoders.text import TextEncoder
 from latentflow.errors import LatentflowError
 from latentflow.files import atomic_folder, digest_json, write_json
@@ -71,7 +71,7 @@ class PictureRows:
         return self.records.arrow["sha256"].take(job.rows).to_pylist()  # type: ignore[no-any-return]
 
     @cached_property
-    def vae(self) -> AutoencoderKL:
+    def vae(self) -> ModelMixin:
         _note(self.folder, self.made_from)
         vae = vae_room.load_from(self._autoencoder)
         vae.to(best_device())
@@ -107,25 +107,33 @@ class PictureRows:
         return {name: tensor.to(dtype).cpu() for name, tensor in shaped.items()}
 
     def _posterior(self, values: Tensor, suffix: str) -> dict[str, Tensor]:
-        """Frame by frame, as an image VAE does."""
+        """Frame by frame by an image VAE, a clip as a whole by a video VAE."""
+        whole = vae_room.knows_clips(self.vae)
         with torch.autocast(values.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
-            mean, logvar = vae_room.posterior(self.vae, values.flatten(0, 1))
-        columns = {"latents": mean} | ({"logvar": logvar} if self.params.posterior == "distribution" else {})
-        frames = values.shape[:2]
-        return {f"{name}{suffix}": tensor.unflatten(0, frames).transpose(1, 2) for name, tensor in columns.items()}
+            mean, logvar = vae_room.posterior(self.vae, values.transpose(1, 2) if whole else values.flatten(0, 1))
+        columns = {"latents": mean}
+        if self.params.posterior == "distribution":
+            if logvar is None:
+                raise LatentflowError(
+                    f"encode.posterior distribution: {type(self.vae).__name__} gives no distribution; set it to mean."
+                )
+            columns["logvar"] = logvar
+        if not whole:
+            columns = {key: one.unflatten(0, values.shape[:2]).transpose(1, 2) for key, one in columns.items()}
+        return {f"{name}{suffix}": tensor for name, tensor in columns.items()}
 
 
 class CaptionRows:
     """Hidden states of distinct captions, encoded in full batches."""
 
-    def __init__(self, params: EncodeParams, digest: str, store: Path, token: str) -> None:
+    def __init__(self, params: EncodeParams, source: CaptionSource, store: Path, token: str) -> None:
         self.params = params
-        self.made_from = {
-            "text_encoder": digest,
-            "max_tokens": params.max_tokens,
-            "dtype": params.dtype,
-            "version": TEXT_VERSION,
-        } | ({"force_rerun": token} if token else {})
+        self.source = source
+        self.made_from = (
+            source.made_from
+            | {"dtype": params.dtype, "version": TEXT_VERSION}
+            | ({"force_rerun": token} if token else {})
+        )
         self.folder = _namespace(store / "text", self.made_from)
         self._packs = Packs(self.folder / "rows", "text")
 
@@ -136,10 +144,10 @@ class CaptionRows:
         return [_caption_key(caption) for caption in job.captions]
 
     @cached_property
-    def text(self) -> TextEncoder:
+    def text(self) -> CaptionEncoder:
         _note(self.folder, self.made_from)
-        text = text_room.load(self.params.text_encoder, self.params.max_tokens)
-        text.model.to(best_device())  # type: ignore[arg-type]
+        text = self.source.load()
+        text.to(best_device())
         return text
 
     def encode(self, job: TextJob, wanted: Sequence[int]) -> Iterator[dict[str, Tensor]]:
@@ -148,8 +156,10 @@ class CaptionRows:
         keys = _as_rows([_caption_key(caption) for caption in captions])
         dtype = getattr(torch, self.params.dtype)
         for rows, new in full_batches(len(captions), self.params.batch_size):
-            hidden, mask = self.text.encode([captions[row] for row in rows])
-            tensors = {"text": hidden.to(dtype).cpu(), "text_mask": mask.cpu(), "source": keys[rows]}
+            told = self.text.encode([captions[row] for row in rows])
+            tensors = {"text": told.text.to(dtype).cpu(), "text_mask": told.mask.cpu(), "source": keys[rows]}
+            if told.pooled is not None:
+                tensors["text_pooled"] = told.pooled.to(dtype).cpu()
             _require_finite(tensors, [captions[row] for row in rows])
             yield {name: tensor[:new] for name, tensor in tensors.items()}
 
@@ -159,11 +169,12 @@ class CaptionRows:
         return TextJob(PROMPTS, ["", *self.params.sample_prompts])
 
     def saved(self) -> Path:
-        """The folder with ``text_encoder/`` and ``tokenizer/``, saved once beside the rows."""
+        """The folder with ``text_encoder/`` and ``tokenizer/`` of a model by itself, saved once beside the rows."""
         folder = self.folder / "encoder"
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
                 with atomic_folder(folder) as temporary:
+                    assert isinstance(self.text, TextEncoder)
                     self.text.save(temporary)
         return folder
 

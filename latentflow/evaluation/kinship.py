@@ -44,7 +44,7 @@ def _latents(pipeline: Path, records: RecordSet, chosen: list[Record], shape: tu
 
 
 def _text(pipeline: Path, chosen: list[Record], max_tokens: int) -> Tensor:
-    return text_room.load_saved(pipeline, max_tokens).encode([record.caption for record in chosen])[0]
+    return text_room.load_saved(pipeline, max_tokens).encode([record.caption for record in chosen]).text
 
 
 def _near(first: Tensor, second: Tensor) -> bool:

@@ -17,9 +17,7 @@ from latentflow.files import (
     atomic_folder,
     clone_file,
     copy_tree_or_file,
-    digest_folder,
     digest_json,
-    digest_model,
     sha256_file,
     write_json,
 )
@@ -189,20 +187,21 @@ class _Work:
     def open(cls, inputs: EncodeInputs, records: Path, autoencoder: Path, token: str) -> "_Work":
         from latentflow.data import plan
         from latentflow.data.records import RecordSet
+        from latentflow.encoders import captions
         from latentflow.encoders.filling import Encoders
         from latentflow.encoders.rows import CaptionRows, PictureRows
 
         params, vae_manifest = inputs.encode, AutoencoderManifest.read(autoencoder)
-        record_set = RecordSet.open(records)
+        record_set, source = RecordSet.open(records), captions.find(params)
         digests = {
             "records": record_set.manifest.digest,
             "autoencoder": vae_manifest.digest,
-            "text_encoder": digest_model(params.text_encoder),
+            "text_encoder": source.digest,
         }
         rows = store() / "encode"
         encoders = Encoders(
             PictureRows(params, record_set, autoencoder, vae_manifest.weights, rows, token),
-            CaptionRows(params, digests["text_encoder"], rows, token),
+            CaptionRows(params, source, rows, token),
         )
         made = plan.make(record_set.arrow, _layout(inputs, autoencoder, vae_manifest.resolution))
         if made.left_out:
@@ -222,28 +221,16 @@ class _Work:
         )
 
     def hand_over_text(self, folder: Path) -> TextFacts:
-        """Writes the text encoder, for the finished pipeline, and the prompts to ``folder``."""
+        """Writes the prompts to ``folder``, and the text encoder if the finished pipeline is to have it from there."""
         from latentflow.data.shards import PROMPTS
         from latentflow.encoders.filling import fill
-        from latentflow.encoders.text import SavedText
 
         captions = self.encoders.captions
         (prompts,) = fill(self.encoders, [captions.prompts])
         with atomic_file(folder / PROMPTS) as temporary:
             clone_file(prompts.pack, temporary)
-        saved = SavedText(captions.saved())
-        for name in ("text_encoder", "tokenizer"):
-            with atomic_folder(folder / name) as temporary:
-                copy_tree_or_file(saved.folder / name, temporary)
         every = [caption for job in self.plan.text for caption in job.captions]
-        return TextFacts(
-            width=saved.width,
-            cased=saved.cased,
-            text_encoder=digest_folder(saved.folder / "text_encoder"),
-            tokenizer=digest_folder(saved.folder / "tokenizer"),
-            prompts=prompts.shard.sha256,
-            captions_cut=saved.count_cut(every, self.inputs.encode.max_tokens),
-        )
+        return captions.source.hand_over(captions.saved, folder, every, prompts.shard)
 
     def describe(self, shards: list[Shard], text: TextFacts, folder: Path) -> EncodedManifest:
         """Writes index, metrics and manifest of the set of ``shards`` into ``folder``."""
@@ -258,13 +245,14 @@ class _Work:
             log.warning(
                 "%d captions are longer than encode.max_tokens %d and are cut",
                 text.captions_cut,
-                self.inputs.encode.max_tokens,
+                self.encoders.captions.source.max_tokens,
             )
         write_json(folder / "metrics.json", {"records": sum(counts.values()), "captions_cut": text.captions_cut})
         index = sha256_file(folder / INDEX)
         content: dict[str, Any] = {
             "shards": [shard.model_dump() for shard in shards],
-            "text": text.model_dump(),
+            # What only pipelines' text models have does not change the digest of other sets.
+            "text": text.model_dump(exclude_defaults=True),
             "index": index,
         }
         manifest = EncodedManifest(
@@ -279,7 +267,9 @@ class _Work:
             latent_mean=mean,
             latent_std=std,
             text_width=text.width,
-            max_tokens=self.inputs.encode.max_tokens,
+            text_pipeline=text.pipeline,
+            pooled_width=text.pooled_width,
+            max_tokens=self.encoders.captions.source.max_tokens,
             cased=text.cased,
             resolution=self.resolution,
             sample_prompts=self.inputs.encode.sample_prompts,
@@ -300,9 +290,15 @@ def _layout(inputs: EncodeInputs, autoencoder: Path, resolution: int) -> "Layout
             f"encode.bucket_step {params.bucket_step}: expected a multiple of {shape.factor}, by which the VAE shrinks "
             f"pictures, that divides autoencoder.resolution {resolution}."
         )
+    if params.clip_frames and shape.frames and (params.clip_frames - 1) % shape.frames:
+        raise LatentflowError(
+            f"encode.clip_frames {params.clip_frames}: the VAE makes one latent of the first frame and one of every "
+            f"{shape.frames} that follow; give a multiple of {shape.frames}, plus 1."
+        )
     return Layout(
         resolution=resolution,
         factor=shape.factor,
+        vae_frames=shape.frames,
         channels=shape.channels,
         bucket_step=params.bucket_step,
         bucket_min_ratio=params.bucket_min_ratio,

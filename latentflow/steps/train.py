@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from latentflow.data.encoded import EncodedSet
-    from latentflow.denoisers import Beginning
+    from latentflow.denoisers import Beginning, Captions
     from latentflow.diffusion import Diffusion
     from latentflow.registry.tracking import Run
     from latentflow.training.checkpoint import Identity, Progress
@@ -86,6 +86,7 @@ def run(
 
     manifest = read_manifest(sources.encoded)
     beginning = denoisers.begin(inputs.model)
+    inputs = resolved(inputs, beginning.params)
     digests = _inputs(inputs, sources, manifest, beginning.params)
     with parallel(inputs.train) as together:
         named, started_from = _named(inputs, digests, resume)
@@ -111,8 +112,28 @@ def identify(inputs: TrainInputs, sources: Sources, force_rerun: str = "") -> st
     """The fingerprint under which this training is kept. Raises LatentflowError where inputs do not fit together."""
     from latentflow import denoisers
 
-    digests = _inputs(inputs, sources, read_manifest(sources.encoded), denoisers.begin(inputs.model).params)
+    model = denoisers.begin(inputs.model).params
+    inputs = resolved(inputs, model)
+    digests = _inputs(inputs, sources, read_manifest(sources.encoded), model)
     return fingerprint("train", VERSION, inputs, digests, force_rerun)
+
+
+def resolved(inputs: TrainInputs, model: ModelParams) -> TrainInputs:
+    """With what ``auto`` in diffusion stands for: model.pretrained's own definition and schedule, else plain flow."""
+    from latentflow.denoisers import pretrained, trained_with
+    from latentflow.diffusion import Diffusion, Schedule
+
+    given = inputs.diffusion
+    if "auto" not in (given.definition, given.schedule):
+        return inputs
+    found = trained_with(pretrained(model).folder) if model.pretrained else Diffusion()
+    definition = found.name if given.definition == "auto" else given.definition
+    # Another definition's time is another one, and so is a schedule on it.
+    schedule = found.schedule if definition == found.name else Schedule()
+    dials = asdict(schedule) | {"schedule": schedule.name} if given.schedule == "auto" else {}
+    values = given.model_dump(mode="json") | {"definition": definition} | dials
+    values.pop("name", None)
+    return inputs.model_copy(update={"diffusion": DiffusionParams.model_validate(values)})
 
 
 def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest, model: ModelParams) -> dict[str, str]:
@@ -128,7 +149,7 @@ def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest, mo
             f"train.batch_size {inputs.train.batch_size} is larger than the {manifest.counts['train']} training "
             "records; lower it or add records."
         )
-    _check_captions(inputs, manifest)
+    _check_captions(model, manifest)
     _check_shapes(model, inputs.diffusion, manifest)
     from latentflow.denoisers import start_digest
 
@@ -136,8 +157,10 @@ def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest, mo
     return digests | _own_code(inputs) | start_digest(model)
 
 
-def _check_captions(inputs: TrainInputs, manifest: EncodedManifest) -> None:
-    if manifest.cased and inputs.model.denoiser == "pixart":
+def _check_captions(model: ModelParams, manifest: EncodedManifest) -> None:
+    from latentflow import denoisers
+
+    if manifest.cased and denoisers.family_for(model).pipeline_class == "PixArtAlphaPipeline":
         raise LatentflowError(
             "model.denoiser: PixArt's pipeline lowers every caption, but encode.text_encoder tells capital letters "
             "apart, so it would draw from other captions than it was trained on; choose unet or auraflow."
@@ -149,8 +172,16 @@ def _check_shapes(model: ModelParams, diffusion: DiffusionParams, manifest: Enco
     from latentflow import denoisers
 
     shapes = sorted({shard.shape for shard in manifest.shards if shard.kind == "latents"})
-    denoisers.check(model, shapes, manifest.text_width)
+    denoisers.check(model, shapes, _captions(manifest))
     denoisers.warn_of_other_definition(model, diffusion.definition)
+
+
+def _captions(manifest: EncodedManifest) -> "Captions":
+    from latentflow.denoisers import Captions
+
+    return Captions(
+        manifest.text_width, manifest.pooled_width, manifest.text_pipeline, manifest.inputs.get("text_encoder", "")
+    )
 
 
 def _identity(inputs: TrainInputs, digests: dict[str, str], key: str) -> "Identity":
@@ -198,20 +229,22 @@ def _train(
 ) -> None:
     from latentflow import denoisers
     from latentflow.data.encoded import EncodedSet
-    from latentflow.denoisers import FAMILIES, Denoiser
+    from latentflow.denoisers import Denoiser
     from latentflow.training import delivery, loop, page
     from latentflow.training.averages import Snapshots
     from latentflow.training.vault import Keep, Vault
 
     encoded = EncodedSet.open(sources.encoded, sources.parts)
     diffusion = _diffusion(inputs.diffusion)
-    shape, width = encoded.manifest.latent_shape, encoded.manifest.text_width
-    model = denoisers.start(beginning.params, shape, width, inputs.train.seed)
+    shape, captions = encoded.manifest.latent_shape, _captions(encoded.manifest)
+    family = denoisers.family_for(beginning.params)
+    model = denoisers.start(beginning.params, shape, captions, inputs.train.seed)
+    told = inputs.model.guidance if family.told_guidance(model.config) else None
     log.info("%s with %.1f M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)
     job = loop.Job(
         params=inputs.train,
         diffusion=diffusion,
-        denoiser=Denoiser(FAMILIES[inputs.model.denoiser], model, diffusion.definition),
+        denoiser=Denoiser(family, model, diffusion.definition, told),
         encoded=encoded,
         vault=Vault(checkpoints, Keep(inputs.train.keep_last, inputs.train.keep_every)),
         snapshots=Snapshots(work / "averages"),
@@ -221,10 +254,11 @@ def _train(
     lineage = _lineage(job, beginning.parent)
     with _settled(job.vault), _observed(inputs, lineage, job, sources, work, together) as (start, run):
         trained, curves = loop.train(job, together, start, named)
+        base = denoisers.pretrained(beginning.params).folder if encoded.manifest.text_pipeline else None
 
         def deliver() -> None:
             with atomic_folder(work / "done") as folder:
-                delivery.write(job, trained, curves, sources.autoencoder_folder, folder)
+                delivery.write(job, trained, curves, delivery.Parts(sources.autoencoder_folder, base), folder)
                 for name in ("samples", "averages"):
                     if (work / name).is_dir():
                         copy_tree_or_file(work / name, folder / name)

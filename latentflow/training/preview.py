@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from latentflow import devices
+from latentflow.data.condition import Condition
 from latentflow.data.encoded import EncodedSet
 from latentflow.denoisers import Denoiser
 from latentflow.diffusion import Diffusion, Guidance, sample
@@ -51,20 +52,25 @@ class Preview:
         """Latents (n, c, h, w) of the fixed captions, on the CPU."""
         encoded, shape = self._encoded, self._encoded.manifest.latent_shape
         generator = devices.step_generator(self._params.seed, "samples", 0)
-        noise = torch.randn((len(encoded.prompt_text), *shape), generator=generator)
-        prompts = encoded.prompt_text, encoded.prompt_mask
-        empty = encoded.empty_text.expand_as(encoded.prompt_text), encoded.empty_mask.expand_as(encoded.prompt_mask)
-        conditions = [(text.to(self._device, self._dtype), mask.to(self._device)) for text, mask in (prompts, empty)]
+        noise = torch.randn((len(encoded.prompts), *shape), generator=generator)
+        empty = encoded.empty.rows(len(noise)).to(self._device, self._dtype)
+        prompts = encoded.prompts.to(self._device, self._dtype)
 
-        def predict(xt: Tensor, sigma: Tensor, condition: Sequence[Tensor]) -> Tensor:
-            return self._predict(xt, sigma, *condition)
+        scale = self._params.sample_guidance
+        if self._denoiser.guidance is not None:
+            prompts, empty = (one.guided(scale) for one in (prompts, empty))
+        if not self._denoiser.family.contrasts:
+            scale = 1.0
 
-        guided = Guidance(self._params.sample_guidance)(predict, *conditions)
+        def predict(xt: Tensor, sigma: Tensor, told: Sequence[Tensor]) -> Tensor:
+            return self._predict(xt, sigma, prompts.filled(told))
+
+        guided = Guidance(scale)(predict, prompts.tensors(), empty.tensors())
         steps = self._diffusion.steps or SAMPLE_STEPS
         sigmas = self._diffusion.sigmas(steps, self._denoiser.tokens(shape))
         return sample(self._denoiser.definition, guided, noise.to(self._device, self._dtype), sigmas).float().cpu()
 
-    def _predict(self, xt: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    def _predict(self, xt: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         self._look()
         with self._parallel.evaluation():
-            return self._denoiser.predict(xt, sigma, text, mask).to(xt.dtype)
+            return self._denoiser.predict(xt, sigma, condition).to(xt.dtype)

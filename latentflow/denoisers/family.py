@@ -1,0 +1,80 @@
+"""What the project needs to know of a denoiser class of diffusers and the pipeline it ships in."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMixin
+from torch import Tensor, nn
+
+from latentflow.data.condition import Condition
+from latentflow.denoisers.intake import Intake
+from latentflow.encoders.text import TextEncoder
+from latentflow.params import ModelParams
+
+
+class Family(ABC):
+    """One denoiser class in one pipeline: how it is called, what it takes, how it is adapted."""
+
+    subfolder: ClassVar[str] = "transformer"
+    model_class: ClassVar[str]
+    pipeline_class: ClassVar[str]
+    flow_pipeline: ClassVar[bool] = False
+    """Whether the pipeline never scales its initial noise, so that it fits flow matching's own scheduler only."""
+    lays_out_sigmas: ClassVar[bool] = False
+    """Whether the pipeline hands its scheduler σ, which of ours only diffusers' own flow Euler takes."""
+    contrasts: ClassVar[bool] = True
+    """Whether the pipeline's guidance_scale is classifier-free guidance."""
+    memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
+    """How the weights are laid out while training."""
+    adapter_targets: ClassVar[tuple[str, ...]]
+    """Endings of the names of the layers that get low-rank changes unless the parameters name others."""
+    loads_adapters: ClassVar[bool] = True
+    """Whether the pipeline loads a file of low-rank changes; else only the merged model can be delivered."""
+
+    @abstractmethod
+    def intake(self, config: Mapping[str, Any]) -> Intake:
+        """What a saved model takes, by its config. Raises ValueError where it needs what training does not give."""
+
+    @abstractmethod
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """The repeated parts that hold most of the weights, in order: what is sharded and compiled one by one."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """The model's output (n, c, h, w) for x_t, timesteps in thousandths (n,) and the conditions."""
+
+    def call_arguments(self, max_tokens: int) -> dict[str, Any]:  # noqa: ARG002
+        """What the pipeline's call must be given so that it conditions as training did."""
+        return {}
+
+    def told_guidance(self, config: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        """Whether the model was distilled so that it is told a guidance scale."""
+        return False
+
+    def tokens(self, config: Mapping[str, Any], latent_shape: Sequence[int]) -> int:
+        """How many tokens a picture is; a UNet, which has none, counts patches of 2x2 as others do."""
+        patch: int = config.get("patch_size", 2)
+        return latent_shape[1] * latent_shape[2] // patch**2
+
+
+class NewFamily(Family):
+    """A family of which new models are made too."""
+
+    fixed_positions: ClassVar[bool] = False
+    """Whether a new model learns its patches' positions, so that it knows pictures of one size only."""
+
+    @abstractmethod
+    def patch_size(self, params: ModelParams) -> int:
+        """The side of a patch of a new model."""
+
+    @abstractmethod
+    def build(self, params: ModelParams, latent_shape: list[int], text_width: int) -> ModelMixin:
+        """A new model for latents of shape (c, h, w) and captions of ``text_width``."""
+
+    @abstractmethod
+    def pipeline(
+        self, model: ModelMixin, vae: AutoencoderKL, text: TextEncoder, scheduler: SchedulerMixin
+    ) -> DiffusionPipeline:
+        """The native pipeline around the model, with a text encoder that is a model by itself."""

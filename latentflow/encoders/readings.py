@@ -1,0 +1,108 @@
+"""How each pipeline of diffusers reads captions: which of its text models, to how many tokens, what is made of it.
+
+A denoiser is used to its own pipeline's way, so this follows the pipelines' ``encode_prompt`` step by step; the tests
+compare pictures' latents with theirs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from latentflow.data.condition import Condition
+from latentflow.encoders.tower import Reading, Tower
+
+Flags = Mapping[str, Any]
+Read = Callable[[Sequence[Tower], list[str], Flags], Condition]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A pipeline's way: its ``towers`` as (text model, tokenizer) parts, and ``read``, which makes conditions.
+
+    ``widths`` gives those of the text and of the pooled text (0: none) from the text models' configs.
+    ``length`` is the pipeline's own number of tokens for the towers in ``chosen``, which may be chosen; the others
+    have that of their tokenizer.
+    """
+
+    towers: tuple[tuple[str, str], ...]
+    read: Read
+    widths: Callable[[Sequence[Flags]], tuple[int, int]]
+    chosen: tuple[str, ...] = ()
+    length: int = 0
+
+    @property
+    def parts(self) -> list[str]:
+        """The subfolders of the pipeline that are read."""
+        return [part for pair in self.towers for part in pair]
+
+
+ONE = (("text_encoder", "tokenizer"),)
+TWO = (*ONE, ("text_encoder_2", "tokenizer_2"))
+THREE = (*TWO, ("text_encoder_3", "tokenizer_3"))
+
+
+def _stable_diffusion(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
+    """The last hidden states; padding is hidden from the text model only where its config says so."""
+    (clip,) = towers
+    found = clip.read(captions, masked=getattr(clip.model.config, "use_attention_mask", False))
+    return Condition(found.hidden, found.mask)
+
+
+def _stable_diffusion_xl(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
+    """Both CLIPs' last but one layer side by side, and the second's pooled text; zeros for the empty caption."""
+    first, second = (tower.read(captions, layer=-2) for tower in towers)
+    text, pooled = torch.cat([first.hidden, second.hidden], -1), _pooled(second)
+    if flags.get("force_zeros_for_empty_prompt"):
+        filled = torch.tensor([float(bool(caption)) for caption in captions], device=text.device)
+        text, pooled = text * filled[:, None, None], pooled * filled[:, None]
+    return Condition(text, second.mask, pooled)
+
+
+def _stable_diffusion_3(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
+    """Both CLIPs side by side, padded to T5's width, then T5; both CLIPs' pooled text."""
+    first, second = (tower.read(captions, layer=-2) for tower in towers[:2])
+    t5 = towers[2].read(captions)
+    clip = torch.cat([first.hidden, second.hidden], -1)
+    clip = F.pad(clip, (0, t5.hidden.shape[-1] - clip.shape[-1]))
+    pooled = torch.cat([_pooled(first), _pooled(second)], -1)
+    return Condition(torch.cat([clip, t5.hidden], 1), torch.cat([first.mask, t5.mask], 1), pooled)
+
+
+def _flux(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
+    """T5's last hidden states, padding included, and CLIP's pooled text."""
+    clip, t5 = (tower.read(captions) for tower in towers)
+    return Condition(t5.hidden, t5.mask, _pooled(clip))
+
+
+def _pooled(reading: Reading) -> Tensor:
+    assert reading.pooled is not None
+    return reading.pooled
+
+
+def _width(config: Flags) -> int:
+    return int(config.get("hidden_size") or config["d_model"])
+
+
+def _projected(config: Flags) -> int:
+    return int(config["projection_dim"])
+
+
+WAYS: dict[str, Way] = {
+    "StableDiffusionPipeline": Way(ONE, _stable_diffusion, lambda configs: (_width(configs[0]), 0)),
+    "StableDiffusionXLPipeline": Way(
+        TWO, _stable_diffusion_xl, lambda configs: (_width(configs[0]) + _width(configs[1]), _projected(configs[1]))
+    ),
+    "StableDiffusion3Pipeline": Way(
+        THREE,
+        _stable_diffusion_3,
+        lambda configs: (_width(configs[2]), _projected(configs[0]) + _projected(configs[1])),
+        ("text_encoder_3",),
+        256,
+    ),
+    "FluxPipeline": Way(TWO, _flux, lambda configs: (_width(configs[1]), _width(configs[0])), ("text_encoder_2",), 512),
+}
+"""By the pipeline's class."""

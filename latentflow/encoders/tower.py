@@ -1,0 +1,85 @@
+"""One text model with its tokenizer: the half of a pipeline's text encoding that is the same everywhere."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from latentflow.encoders.checkpoint import Checkpoint, require_whole
+from latentflow.errors import LatentflowError
+
+SETTING = "encode.text_encoder"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model made of n captions: ``hidden`` (n, length, width), ``mask`` (n, length), ``pooled`` (n, width).
+
+    The last is the projected one where the model projects it, and None where it pools nothing.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+    pooled: Tensor | None
+
+
+@dataclass(frozen=True)
+class Tower:
+    """``name`` is the model's part of the pipeline; captions are padded or cut to ``length`` tokens."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    length: int
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, name: str, tokenizer: PreTrainedTokenizerBase, length: int) -> "Tower":
+        """The frozen parts of a pipeline, in fp32; those that are stored in bf16, the large ones, stay in it.
+
+        Raises LatentflowError where they cannot be loaded or are not whole.
+        """
+        folder = checkpoint.folder / name
+        library, kind = checkpoint.index[name]
+        found = getattr(transformers, kind, None) if library == "transformers" else None
+        if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+            raise LatentflowError(f"{SETTING}: {folder} is a {library}.{kind}, which is no model of transformers.")
+        try:
+            model, report = found.from_pretrained(  # type: ignore[attr-defined]
+                folder, use_safetensors=True, dtype="auto", output_loading_info=True, local_files_only=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise LatentflowError(f"{SETTING}: {folder} cannot be loaded: {error}") from error
+        require_whole({**report, "unexpected_keys": _foreign(report["unexpected_keys"])}, f"{SETTING}: {folder}")
+        if model.dtype != torch.bfloat16:
+            model.float()
+        return cls(name, tokenizer, model.eval().requires_grad_(False), length)
+
+    def read(self, captions: list[str], layer: int | None = None, masked: bool = False) -> "Reading":
+        """The hidden states after ``layer``, or after the last one and its norm.
+
+        ``masked``: padding is hidden from the model.
+        """
+        tokens = self.tokenizer(
+            captions, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        ).to(self.model.device)
+        mask = tokens.attention_mask if masked else None
+        answer = self.model(tokens.input_ids, attention_mask=mask, output_hidden_states=layer is not None)
+        hidden = answer.last_hidden_state if layer is None else answer.hidden_states[layer]
+        pooled = answer.get("text_embeds", answer.get("pooler_output"))
+        return Reading(hidden.float(), tokens.attention_mask.bool(), None if pooled is None else pooled.float())
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a pipeline. Raises LatentflowError where it cannot be loaded."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-any-return]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise LatentflowError(f"{SETTING}: the tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+def _foreign(names: list[str]) -> list[str]:
+    """Without the tables of positions, which older files hold and newer classes make themselves."""
+    return [name for name in names if not name.endswith("position_ids")]

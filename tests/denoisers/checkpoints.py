@@ -1,0 +1,251 @@
+"""Tiny random checkpoints in the real layout of each pretrained family: real classes, small sizes, small tokenizers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts import flux_loss, sd3_loss, unet_loss
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch import Tensor, nn
+    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+WORDS = ("a", "red", "green", "blue", "heart", "star", "dog", "cat", "of", "sun")
+SIDE, LATENT = 32, 8
+"""Pixels, and latents of a VAE of factor 4."""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A family's checkpoint: ``build`` makes its pipeline, ``call`` is how it is then called for a comparison,
+    and ``script`` computes a training step's loss as diffusers' training script does.
+
+    ``tokens``: encode.max_tokens. ``packed``: the pipeline's latents are sequences of 2x2 patches.
+    ``channels``: of the latents. ``scale``: the argument by which adapters are scaled. ``reads``: what of a condition
+    changes the denoiser's answer.
+    """
+
+    build: Callable[[], "DiffusionPipeline"]
+    script: Callable[..., "Tensor"]
+    call: dict[str, Any] = field(default_factory=dict)
+    tokens: int = 0
+    packed: bool = False
+    channels: int = 4
+    scale: str = "joint_attention_kwargs"
+    reads: frozenset[str] = frozenset({"text"})
+
+    def write(self, folder: Path) -> Path:
+        """Writes it, with weights that do something: freshly built transformers answer zero."""
+        import torch
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            pipeline = self.build()
+            for parameter in (getattr(pipeline, "unet", None) or pipeline.transformer).parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        pipeline.save_pretrained(folder)
+        return folder
+
+
+def _stable_diffusion(prediction_type: str = "epsilon") -> "DiffusionPipeline":
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+    return StableDiffusionPipeline(
+        vae=_vae(4, scaling_factor=0.18215),
+        text_encoder=_clip(16),
+        tokenizer=_clip_tokenizer(),
+        unet=_unet(cross_attention_dim=16),
+        scheduler=PNDMScheduler(**STABLE_DIFFUSION, skip_prk_steps=True, prediction_type=prediction_type),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _stable_diffusion_xl() -> "DiffusionPipeline":
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    return StableDiffusionXLPipeline(
+        vae=_vae(4, scaling_factor=0.13025),
+        text_encoder=_clip(16),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_clip(24, projected=True),
+        tokenizer_2=_clip_tokenizer(pad="!"),
+        unet=_unet(
+            cross_attention_dim=40,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 24,
+        ),
+        scheduler=EulerDiscreteScheduler(**STABLE_DIFFUSION, timestep_spacing="leading"),
+        add_watermarker=False,
+    )
+
+
+def _stable_diffusion_3() -> "DiffusionPipeline":
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    return StableDiffusion3Pipeline(
+        vae=_vae(16, scaling_factor=1.5305, shift_factor=0.0609, quantized=False),
+        text_encoder=_clip(16, projected=True),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_clip(24, projected=True),
+        tokenizer_2=_clip_tokenizer(pad="!"),
+        text_encoder_3=_t5(48),
+        tokenizer_3=_t5_tokenizer(),
+        transformer=SD3Transformer2DModel(
+            sample_size=LATENT,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=48,
+            caption_projection_dim=32,
+            pooled_projection_dim=16 + 24,
+            pos_embed_max_size=12,
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def _flux(guided: bool) -> "DiffusionPipeline":
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    return FluxPipeline(
+        vae=_vae(4, scaling_factor=0.3611, shift_factor=0.1159, quantized=False),
+        text_encoder=_clip(16),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_t5(32),
+        tokenizer_2=_t5_tokenizer(),
+        transformer=FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            guidance_embeds=guided,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+        if guided
+        else FlowMatchEulerDiscreteScheduler(shift=1.0),
+    )
+
+
+STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+SHORT = {"max_sequence_length": 12}
+
+_UNET = "cross_attention_kwargs"
+_POOLED = frozenset({"text", "pooled"})
+
+CHECKPOINTS: dict[str, Tiny] = {
+    "stable-diffusion-1.5": Tiny(_stable_diffusion, unet_loss, scale=_UNET),
+    "stable-diffusion-2.1": Tiny(lambda: _stable_diffusion("v_prediction"), unet_loss, scale=_UNET),
+    "stable-diffusion-xl": Tiny(_stable_diffusion_xl, unet_loss, scale=_UNET, reads=_POOLED | {"sizes"}),
+    "stable-diffusion-3": Tiny(_stable_diffusion_3, sd3_loss, SHORT, tokens=12, channels=16, reads=_POOLED),
+    "flux.1-dev": Tiny(
+        lambda: _flux(guided=True), flux_loss, SHORT, tokens=12, packed=True, reads=_POOLED | {"guidance"}
+    ),
+    "flux.1-schnell": Tiny(lambda: _flux(guided=False), flux_loss, SHORT, tokens=12, packed=True, reads=_POOLED),
+}
+
+
+def _unet(**conditions: Any) -> "nn.Module":
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=LATENT,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        **conditions,
+    )
+
+
+def _vae(
+    channels: int, scaling_factor: float, shift_factor: float | None = None, quantized: bool = True
+) -> "nn.Module":
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=SIDE,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
+        use_quant_conv=quantized,
+        use_post_quant_conv=quantized,
+    )
+
+
+def _clip(width: int, projected: bool = False) -> "CLIPTextModel":
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    tokenizer = _clip_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=32,
+        projection_dim=width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+
+
+def _clip_tokenizer(pad: str = "<|endoftext|>") -> "CLIPTokenizer":
+    """The letters and a few merges, as CLIP's own begins."""
+    from transformers import CLIPTokenizer
+
+    letters = [*"abcdefghijklmnopqrstuvwxyz!"]
+    merges = [("r", "e"), ("re", "d</w>"), ("h", "e"), ("he", "a"), ("c", "a"), ("ca", "t</w>")]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    vocab = {piece: number for number, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad, model_max_length=77)
+
+
+def _t5(width: int) -> "T5EncoderModel":
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=len(_t5_tokenizer()),
+        d_model=width,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        dense_act_fn="gelu_new",
+    )
+    return T5EncoderModel(config).eval()
+
+
+def _t5_tokenizer() -> "T5Tokenizer":
+    """Pieces with their scores: whole words before letters."""
+    from transformers import T5Tokenizer
+
+    letters = [*"abcdefghijklmnopqrstuvwxyz", "▁"]
+    words = [(f"▁{word}", -1.0) for word in WORDS if len(word) > 1]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    return T5Tokenizer(
+        vocab=[*special, *words, *((letter, -5.0) for letter in letters)], extra_ids=0, model_max_length=512
+    )

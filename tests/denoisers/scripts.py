@@ -1,0 +1,63 @@
+"""One training step's loss as diffusers' own training scripts compute it, for each family's kind of model."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from latentflow.data.condition import Condition
+
+TIMESTEPS = torch.tensor([3, 250, 998])
+
+
+def unet_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Condition") -> Tensor:
+    """train_text_to_image.py and train_text_to_image_sdxl.py, at TIMESTEPS."""
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    noisy = scheduler.add_noise(x0, noise, TIMESTEPS)
+    of_velocity = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(x0, noise, TIMESTEPS) if of_velocity else noise
+    added = {"time_ids": told.sizes.float(), "text_embeds": told.pooled} if told.pooled is not None else None
+    predicted = pipeline.unet(noisy, TIMESTEPS, told.text, added_cond_kwargs=added, return_dict=False)[0]
+    return F.mse_loss(predicted.float(), target.float(), reduction="mean")
+
+
+def sd3_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Condition") -> Tensor:
+    """train_dreambooth_sd3.py with --precondition_outputs 0 and no weighting."""
+    sigmas = (TIMESTEPS.float() / 1000)[:, None, None, None]
+    noisy = (1.0 - sigmas) * x0 + sigmas * noise
+    predicted = pipeline.transformer(
+        hidden_states=noisy,
+        timestep=TIMESTEPS.float(),
+        encoder_hidden_states=told.text,
+        pooled_projections=told.pooled,
+        return_dict=False,
+    )[0]
+    return torch.mean(((predicted.float() - (noise - x0).float()) ** 2).reshape(len(x0), -1), 1).mean()
+
+
+def flux_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Condition") -> Tensor:
+    """train_dreambooth_flux.py without weighting; --guidance_scale is what the condition says."""
+    from diffusers import FluxPipeline
+
+    sigmas = (TIMESTEPS.float() / 1000)[:, None, None, None]
+    noisy = (1.0 - sigmas) * x0 + sigmas * noise
+    count, channels, height, width = x0.shape
+    predicted = pipeline.transformer(
+        hidden_states=FluxPipeline._pack_latents(noisy, count, channels, height, width),
+        timestep=TIMESTEPS.float() / 1000,
+        guidance=told.guidance,
+        pooled_projections=told.pooled,
+        encoder_hidden_states=told.text,
+        txt_ids=torch.zeros(told.text.shape[1], 3),
+        img_ids=FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, x0.device, x0.dtype),
+        return_dict=False,
+    )[0]
+    factor = pipeline.vae_scale_factor
+    predicted = FluxPipeline._unpack_latents(predicted, height * factor, width * factor, factor)
+    return torch.mean(((predicted.float() - (noise - x0).float()) ** 2).reshape(count, -1), 1).mean()
