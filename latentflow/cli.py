@@ -317,6 +317,18 @@ def _aliases(params: Path) -> Any:
 
 
 @app.command()
+def deliver() -> None:
+    """Tell MLflow what it could not be told while trainings and evaluations ran; `register` does so for its own."""
+    from latentflow.registry import delivering
+
+    folders = delivering.waiting()
+    left = delivering.deliver(folders)
+    if left:
+        raise LatentflowError(f"MLflow was not told everything: {len(left)} things wait on; see the warning above.")
+    typer.echo(f"MLflow has what waited of {len(folders)} runs." if folders else "Nothing waits to be told to MLflow.")
+
+
+@app.command()
 def generate(
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; repeatable.")] = None,
     prompts_file: Annotated[

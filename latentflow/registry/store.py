@@ -165,6 +165,11 @@ def is_missing(error: Exception) -> bool:
     return getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow says that it will never take what it was sent."""
+    return getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+
+
 def shown(uri: str) -> str:
     """A URI as it may be printed: without user and password."""
     parts = urlsplit(uri)
