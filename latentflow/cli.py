@@ -397,6 +397,29 @@ def pull(
 
 
 @app.command()
+def studio(
+    model: Annotated[str, typer.Option(help="Name of the registered model that is shown first.")] = "",
+    host: Annotated[str, typer.Option(help="Who may see the page: 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the page.", min=1, max=65535)] = 7860,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto is a GPU where there is one.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+) -> None:
+    """Open a page on which registered models draw: a prompt, two versions side by side, their figures and lineage."""
+    from importlib.util import find_spec
+
+    if find_spec("nicegui") is None:
+        raise LatentflowError("The page needs NiceGUI: pip install 'latentflow[studio]'.")
+    from latentflow.studio import catalogue
+
+    catalogue.names()
+    from latentflow.studio import page
+    from latentflow.studio.easel import Easel
+
+    typer.echo(f"latentflow studio: http://{host}:{port} (Ctrl-C ends it)")
+    page.serve(Easel(device, dtype), model, host, port)
+
+
+@app.command()
 def submit(
     params: Annotated[
         Path | None,
