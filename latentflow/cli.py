@@ -43,6 +43,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder to write; replaced when
 _IMAGES, _RECUR, _FOLLOW, _CONNECT = "Images", "Recurring runs", "Following", "Connection"
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 PARAMS = Path("params.yaml")
+SERVED = "LATENTFLOW_MODEL"
 CHAMPION = "models:/latentflow-emoji@champion"
 RECORDS, AUTOENCODER, ENCODED = Path("data/records"), Path("data/autoencoder"), Path("data/encoded")
 MODEL, EVALUATION, REGISTRATION = Path("data/model"), Path("data/evaluation"), Path("data/registration")
@@ -394,6 +395,24 @@ def pull(
     typer.echo(f"{found.address} {there} in {found.folder}")
     typer.echo(f"next: DiffusionPipeline.from_pretrained({str(found.folder)!r}), or")
     typer.echo(f'      latentflow generate --model {shlex.quote(str(found.folder))} --prompt "red heart"')
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str,
+        typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or an MLflow model's folder.", envvar=SERVED),
+    ],
+    host: Annotated[str, typer.Option(help="Who may ask: 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8080,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto is a GPU where there is one.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    timeout: Annotated[int, typer.Option(help="Seconds after which a request is given up.", min=1)] = 300,
+) -> None:
+    """Answer over HTTP as `mlflow models serve` does, with the model loaded before the port opens."""
+    from latentflow.registry import serving
+
+    serving.serve(serving.find(model), host, port, device, dtype, timeout)
 
 
 @app.command()

@@ -86,6 +86,16 @@ def _fetched(client: "MlflowClient", version: "ModelVersion", out: Path | None) 
     return Pulled(f"{_PREFIX}{version.name}/{version.version}", target, digest, fetched)
 
 
+def package(model_uri: str) -> Path:
+    """The whole MLflow model of a version, in the work store. Raises RegistryError with what there is if it is not."""
+    client = connect(create=False)
+    with store.mlflow_errors(f"give {model_uri}"):
+        version = find_version(client, parse(model_uri))
+        target = work_store() / "packages" / _folder_name(version)
+        fetching.fetch(_source(client, version), target, _mark(version))
+    return target
+
+
 def _local(folder: Path) -> Path:
     for place in (folder, folder / "pipeline", folder / _PIPELINE):
         if (place / "model_index.json").is_file():

@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
 import time
@@ -12,12 +12,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mlflow_servers import free_port
 from PIL import Image
 from registry_helpers import NAME
 
@@ -69,18 +71,18 @@ def decoded(text: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
 
 
-@pytest.fixture(scope="module")
-def served(
-    registered_project: Path, drawn_in_one_thread: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("served")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{NAME}@champion"]
-    command += ["--env-manager", "local", "--port", str(port)]
+@contextmanager
+def running(command: list[str], project: Path, folder: Path) -> "Iterator[tuple[str, subprocess.Popen[bytes]]]":
+    """A server that ``command`` starts on a free port, and its address, once it answers."""
+    port = free_port()
+    folder.mkdir(exist_ok=True)
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            command, cwd=folder, env=mlflow_environment(registered_project), stdout=log, stderr=log
+            [sys.executable, "-m", *command, "--port", str(port)],
+            cwd=folder,
+            env=mlflow_environment(project) | {"LATENTFLOW_STORE": str(folder / "work")},
+            stdout=log,
+            stderr=log,
         )
     address = f"http://127.0.0.1:{port}"
     try:
@@ -91,13 +93,26 @@ def served(
                 break
             except OSError:
                 time.sleep(0.5)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MLFLOW_TRACKING_URI", mlflow_environment(registered_project)["MLFLOW_TRACKING_URI"])
-            pulled = pull(f"models:/{NAME}@champion", folder / "pulled")
-        yield Served(address, Model(Pulled(pulled, NAME), device="cpu"))
+        yield address, process
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def model(registered_project: Path, drawn_in_one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The registered model, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_environment(registered_project)["MLFLOW_TRACKING_URI"])
+        pulled = pull(f"models:/{NAME}@champion", tmp_path_factory.mktemp("served") / "pulled")
+    return Model(Pulled(pulled, NAME), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def served(registered_project: Path, model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    command = ["mlflow", "models", "serve", "-m", f"models:/{NAME}@champion", "--env-manager", "local"]
+    with running(command, registered_project, tmp_path_factory.mktemp("mlflow")) as (address, _):
+        yield Served(address, model)
 
 
 def test_sixteen_at_once_each_get_their_own_picture(served: Served) -> None:
@@ -245,3 +260,45 @@ def test_batch_scoring(
     first, second = (decoded(row["image"]) for row in json.loads(out.read_text())["predictions"])
     assert np.array_equal(first, served.expected("red heart", seed, "green dog"))
     assert np.array_equal(second, served.expected("cat", seed))
+
+
+def test_latentflow_serve_answers_the_same_and_ends_when_asked(
+    registered_project: Path, model: Model, tmp_path: Path
+) -> None:
+    command = ["latentflow.cli", "serve", f"models:/{NAME}@champion", "--device", "cpu"]
+    with running(command, registered_project, tmp_path / "served") as (address, process):
+        served = Served(address, model)
+        status, answer = served.ask(**ROW, params={"seed": 4})
+        assert status == 200, answer
+        assert np.array_equal(decoded(answer["predictions"][0]["image"]), served.expected("red heart", 4))
+        status, answer = served.ask(**ROW, params={"sead": 4})
+        assert (status, "unknown parameter sead" in answer["message"]) == (400, True)
+        request = urllib.request.Request(f"{address}/invocations", data=b"{}", headers={"Content-Type": ""})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=60)
+        assert refused.value.code == 400
+        assert "Content-Type is missing" in json.loads(refused.value.read())["message"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([f"models:/{NAME}@chamipon"], "has no alias 'chamipon'; its aliases: @champion"),
+        (["nowhere"], "nowhere holds no MLmodel: give models:/<name>@<alias>"),
+        ([f"models:/{NAME}/1", "--dtype", "float8"], "dtype is 'float8': it must be one of float32"),
+    ],
+)
+def test_what_cannot_be_served_is_said_before_the_port_opens(
+    registered_project: Path, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "latentflow.cli", "serve", *arguments],
+        cwd=tmp_path,
+        env=mlflow_environment(registered_project),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, sentence in done.stderr) == (1, True), done.stderr

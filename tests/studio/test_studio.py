@@ -1,4 +1,4 @@
-"""The page in a real browser: a prompt, two versions at one seed, their figures and lineage, errors, and no internet."""
+"""The page in a real browser: a prompt, two versions at one seed, figures and lineage, errors, and no internet."""
 
 import io
 import json
@@ -77,7 +77,9 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
             (model / "pipeline" / "generation.json").write_text(json.dumps(generation | judged))
             pipelines.append(model / "pipeline")
         port = free_port()
-        environment = {**os.environ, "LATENTFLOW_STORE": str(folder / "work"), "OMP_NUM_THREADS": "1"}
+        # NiceGUI waits for a test of its own where it sees pytest.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        environment = {**kept, "LATENTFLOW_STORE": str(folder / "work"), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "latentflow.cli", "studio", "--port", str(port), "--device", "cpu"]
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
