@@ -159,7 +159,7 @@ def test_a_saved_picture_says_how_it_was_drawn(studio: Studio, page: "Page", tmp
 
 
 def test_figures_and_lineage_of_both_are_shown(page: "Page") -> None:
-    assert page.get_by_text("retrieval/train/top5").is_visible()
+    assert page.get_by_text("retrieval/train/top5").first.is_visible()
     assert page.get_by_text("version 1 @champion").first.is_visible()
     page.get_by_text("Where they come from").click()
     page.get_by_text("git commit").wait_for()
