@@ -27,10 +27,10 @@ def deliver(folders: Sequence[Path]) -> list[Kept]:
     Raises RegistryError when the store does not answer.
     """
     left: list[Kept] = []
-    for folder in folders:
-        if not (folder / journal.NAME).is_dir():
-            continue
+    present = [folder for folder in folders if (folder / journal.NAME).is_dir()]
+    if present:
         connect()
+    for folder in present:
         try:
             with FileLock(f"{folder}.lock", timeout=0):
                 left += tracking.deliver(folder / journal.NAME)

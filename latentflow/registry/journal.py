@@ -1,14 +1,19 @@
 """Entries on disk, in their order, from when a run is told them until its store has them."""
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from latentflow.files import Scratch, atomic_folder, copy_tree_or_file, write_text
 from latentflow.registry.entries import ENTRY, Entry
 
 NAME = "journal"
 _SCRATCH, _ENTRY, _OPENING, _REFUSED = "latentflow-journal-", "entry.json", "run.json", "refused"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,9 @@ class Journal:
         # Held, because the temporary folder goes with this object.
         self._scratch = None if folder else Scratch(_SCRATCH)
         self.folder = self._scratch.folder if self._scratch else Path(folder or "")
-        self._next = max((int(path.name) for path in self._folders()), default=-1) + 1
+        self._tidy()
+        numbered = [*self._folders(), *self.folder.glob(f"{_REFUSED}/*")]
+        self._next = max((int(path.name) for path in numbered), default=-1) + 1
 
     def add(self, entry: Entry, payload: Path | None = None) -> None:
         """Keeps an entry and a copy of its payload; it is whole on disk when this returns."""
@@ -50,18 +57,19 @@ class Journal:
         return [Kept(path, ENTRY.validate_json((path / _ENTRY).read_bytes())) for path in self._folders()]
 
     def remove(self, kept: Kept) -> None:
-        """The store has it."""
+        """The store has it. Without its entry a folder is none, so that a kill in between leaves nothing half."""
+        (kept.folder / _ENTRY).unlink()
         shutil.rmtree(kept.folder)
 
     def change(self, kept: Kept, entry: Entry) -> None:
         """Another entry in the place of one, with its payload."""
         write_text(kept.folder / _ENTRY, entry.model_dump_json())
 
-    def refuse(self, kept: Kept) -> Path:
-        """The store will never take it: it is put aside, so that it does not hold up the others."""
-        aside = self.folder / _REFUSED / kept.folder.name
+    def refuse(self, folder: Path) -> Path:
+        """What the store will never take is put aside, so that it does not hold up the others."""
+        aside = self.folder / _REFUSED / folder.name
         aside.parent.mkdir(exist_ok=True)
-        kept.folder.replace(aside)
+        folder.replace(aside)
         return aside
 
     def opening(self) -> bytes | None:
@@ -79,7 +87,19 @@ class Journal:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("[0-9]" * 10) if path.is_dir())
+        return sorted(path for path in self.folder.glob("[0-9]" * 10) if (path / _ENTRY).is_file())
+
+    def _tidy(self) -> None:
+        """Removes what was being removed, and puts aside what this version of latentflow cannot read."""
+        for path in self.folder.glob("[0-9]" * 10):
+            if not (path / _ENTRY).is_file():
+                shutil.rmtree(path)
+                continue
+            try:
+                ENTRY.validate_json((path / _ENTRY).read_bytes())
+            except ValidationError as error:
+                log.warning("%s cannot be read and is put aside: %s", path, error)
+                self.refuse(path)
 
 
 def describe(entries: list[Kept]) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
+from pydantic import ValidationError
+
 from latentflow.errors import RegistryError
 from latentflow.manifest import EvaluationManifest, ModelManifest
 from latentflow.registry import entries, journal, store
@@ -144,7 +146,10 @@ class Run:
         return left
 
     def _tell(self, entry: entries.Entry, payload: Path | None = None) -> None:
-        self._journal.add(entry, payload)
+        try:
+            self._journal.add(entry, payload)
+        except OSError as error:  # As little as the store may the disk of the journal end the work.
+            log.warning("MLflow will not be told of %s, which could not be kept: %s", entry.kind, error)
         self.deliver()
 
     def _open(self) -> "MlflowClient":
@@ -209,7 +214,7 @@ class Run:
                 for kept in batch:
                     self._send_batch(client, [kept])
                 return
-            place = self._journal.refuse(batch[0])
+            place = self._journal.refuse(batch[0].folder)
             log.warning("MLflow refuses something of run %s, it is in %s: %s", self.id, place, error)
         else:
             for kept in batch:
@@ -275,7 +280,7 @@ def training_run(
     if checkpoint_step is not None:
         marks[RESUMED] = str(checkpoint_step)
     waiting = Journal(kept)
-    before = OPENING.validate_json(text) if (text := waiting.opening()) else None
+    before = _earlier(waiting)
     known = run_id or (before.provisional_id if before else "")
     with _session(TrainingOpening.make(params, marks, known, new_id()), waiting) as run:
         yield run
@@ -539,10 +544,18 @@ def record_evaluation(
 def deliver(kept: Path) -> list[Kept]:
     """Sends what an ended process could not; returns what is left, which `settle` has warned of."""
     waiting = Journal(kept)
-    text = waiting.opening()
-    if text is None:
-        return []
-    return Run(OPENING.validate_json(text), waiting, writing=False).settle()
+    opening = _earlier(waiting)
+    if opening is None:
+        return waiting.entries()
+    return Run(opening, waiting, writing=False).settle()
+
+
+def _earlier(waiting: Journal) -> Opening | None:
+    """How the process before opened the run, if it told so in a form that this version reads."""
+    try:
+        return OPENING.validate_json(waiting.opening() or b"")
+    except ValidationError:
+        return None
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """The page itself. Everything that it shows comes from this process: it works without the internet."""
 
+import asyncio
 import base64
 import random
 from dataclasses import dataclass
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import ui
 
 from latentflow.errors import LatentflowError
 from latentflow.generation.orders import Dials, Order
@@ -213,7 +214,7 @@ class _Page:
         with side.stage:
             ui.spinner(size="lg")
         try:
-            drawn = await run.io_bound(self._easel.draw, version.uri, order, dials)
+            drawn = await asyncio.to_thread(self._easel.draw, version.uri, order, dials)
         except LatentflowError:
             self._empty(side)
             raise
@@ -238,7 +239,7 @@ class _Page:
 
     async def _offer_samplers(self) -> None:
         """The names that every chosen version has; known once they are pulled."""
-        offered = [await run.io_bound(self._easel.samplers, version.uri) for _, version in self._chosen()]
+        offered = [await asyncio.to_thread(self._easel.samplers, version.uri) for _, version in self._chosen()]
         common = [name for name in offered[0] if all(name in others for others in offered)]
         value = self._sampler.value if self._sampler.value in common else NOBODY
         self._sampler.set_options({NOBODY: "the model's own"} | {name: name for name in common}, value=value)

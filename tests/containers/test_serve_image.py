@@ -19,7 +19,7 @@ import pytest
 from mlflow_servers import Server, free_port
 from PIL import Image
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PROJECT = Path(__file__).parents[2]
 BASE = "latentflow-cpu:0.1.0"
 CODE = "/opt/latentflow/lib/python3.11/site-packages/latentflow"

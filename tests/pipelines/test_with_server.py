@@ -17,7 +17,7 @@ from latentflow.registry import journal
 from pipelines import local
 from pipelines.configuration import PARAMS, as_settings, read_overrides
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CHANGES = ["train.steps=200", "train.log_every=2", "train.validate_every=100", "train.sample_every=50"]
 
 

@@ -213,3 +213,38 @@ def test_what_a_running_process_writes_is_left_to_it(away: Callable[[], None], t
         subprocess.run([sys.executable, "-c", script], env=environment, check=True)
         assert (work / journal.NAME / "run.json").is_file()
     assert len(journal.Journal(work_place("train", "f" * 64) / journal.NAME).entries()) == 2
+
+
+def test_what_a_kill_or_another_version_left_does_not_stop_a_training(
+    project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = tmp_path / "journal"
+    half, foreign, refused = kept / f"{0:010d}", kept / f"{1:010d}", kept / "refused" / f"{2:010d}"
+    for folder in (half, foreign, refused):
+        folder.mkdir(parents=True)
+    (half / "picture.png").write_bytes(b"")
+    (foreign / "entry.json").write_text('{"kind": "hologram", "time": 1}')
+    (kept / "run.json").write_text('{"kind": "another"}')
+    with tracking.training_run(PARAMS, LINEAGE, kept=kept) as run:
+        run.log_metrics({"loss": 1.0}, 1)
+        run.log_metrics({"x" * 300: 1.0}, 2)
+    assert steps_of(run.id) == [1]
+    assert "cannot be read and is put aside" in caplog.text
+    assert len(list((kept / "refused").iterdir())) == 3
+    assert not half.exists()
+
+
+def test_a_full_disk_does_not_stop_a_training(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with tracking.training_run(PARAMS, LINEAGE, kept=tmp_path / "journal") as run:
+        run.log_metrics({"loss": 1.0}, 1)
+        with monkeypatch.context() as broken:
+            broken.setattr(journal, "copy_tree_or_file", full)
+            run.log_image(PICTURE, "samples", 1)
+        run.log_metrics({"loss": 0.5}, 2)
+    assert steps_of(run.id) == [1, 2]
+    assert "will not be told of picture, which could not be kept: [Errno 28]" in caplog.text

@@ -19,7 +19,7 @@ from latentflow.registry import journal, pulling, store, tracking
 from latentflow.steps import register
 from latentflow.workspace import work_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 40
 
 
