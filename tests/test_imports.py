@@ -12,7 +12,16 @@ SHELLS = {"kfp", "dvc", "typer"}
 # DVC is a shell that runs the steps, and there a library that fetches data.
 LIBRARIES = {"data/dvc_repository.py": {"dvc"}}
 ROOMS = (
-    "diffusion", "cluster", "data", "encoders", "denoisers", "training", "evaluation", "registry", "generation", "studio"
+    "diffusion",
+    "cluster",
+    "data",
+    "encoders",
+    "denoisers",
+    "training",
+    "evaluation",
+    "registry",
+    "generation",
+    "studio",
 )
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from latentflow.errors import LatentflowError, RegistryError
 from latentflow.files import digest_json
 from latentflow.registry import fetching, store
+from latentflow.registry.marks import MODEL_DIGEST
 from latentflow.registry.store import connect
-from latentflow.registry.versions import MODEL_DIGEST
 from latentflow.workspace import store as work_store
 from latentflow.workspace import tracking_uri
 

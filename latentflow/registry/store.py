@@ -166,8 +166,9 @@ def is_missing(error: Exception) -> bool:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether MLflow says that it will never take what it was sent."""
-    return getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+    """Whether what was sent is at fault, and not the way to the store, so that sending it again is no use."""
+    ours = not isinstance(error, (*errors(), RegistryError))
+    return ours or getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
 def shown(uri: str) -> str:

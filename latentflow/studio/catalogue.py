@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from latentflow.errors import RegistryError
 from latentflow.registry import store
-from latentflow.registry.versions import METRIC
+from latentflow.registry.marks import METRIC
 from latentflow.workspace import tracking_uri
 
 if TYPE_CHECKING:

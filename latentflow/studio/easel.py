@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from latentflow.generation import album
 from latentflow.generation.drawing import Model
 from latentflow.generation.orders import Dials, Order
-from latentflow.registry.pulling import pulled
+from latentflow.registry.pulling import pull_pinned
 
 KEPT = 3
 
@@ -43,7 +43,7 @@ class Easel:
             began = time.perf_counter()
             image = model.draw(order, dials)
             seconds = time.perf_counter() - began
-        origin = album.origin_of(model.pulled.uri, model.pulled.digest, settings, [order])
+        origin = album.origin_of(model.pulled.address, model.pulled.digest, settings, [order])
         with TemporaryDirectory() as folder:
             file = Path(folder) / "picture.png"
             album.write_picture(image, file, origin)
@@ -56,7 +56,7 @@ class Easel:
 
     def _model(self, uri: str) -> Model:
         if uri not in self._open:
-            self._open[uri] = Model(pulled(uri), self._device, self._dtype)
+            self._open[uri] = Model(pull_pinned(uri), self._device, self._dtype)
         self._open.move_to_end(uri)
         while len(self._open) > KEPT:
             self._open.popitem(last=False)

@@ -105,7 +105,7 @@ def model(registered_project: Path, drawn_in_one_thread: None, tmp_path_factory:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", mlflow_environment(registered_project)["MLFLOW_TRACKING_URI"])
         pulled = pull(f"models:/{NAME}@champion", tmp_path_factory.mktemp("served") / "pulled")
-    return Model(Pulled(pulled, NAME), device="cpu")
+    return Model(Pulled(NAME, pulled), device="cpu")
 
 
 @pytest.fixture(scope="module")

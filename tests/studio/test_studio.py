@@ -139,7 +139,7 @@ def test_two_versions_at_one_seed(studio: Studio, page: "Page") -> None:
     page.locator(".stage img").nth(1).wait_for()
     for place, pipeline in enumerate(studio.pipelines):
         picture = Image.open(io.BytesIO(shown(page, place)))
-        expected = Model(Pulled(pipeline, "tiny"), device="cpu").draw(Order("red heart", 7), Dials())
+        expected = Model(Pulled("tiny", pipeline), device="cpu").draw(Order("red heart", 7), Dials())
         assert np.array_equal(np.asarray(picture), np.asarray(expected)), place
     assert shown(page, 0) != shown(page, 1)
     assert page.get_by_text("seed 7 · 3 steps · guidance 2 ·").is_visible()
