@@ -197,7 +197,7 @@ def test_register_delivers_what_its_model_and_evaluation_could_not(
     (child,) = client.search_runs(
         [store.experiment_id(client)], f"tags.`{tracking.PARENT}` = '{registered.mlflow_run_id}'"
     )
-    assert [file.path for file in client.list_artifacts(child.info.run_id)] == ["protocol.json"]
+    assert "protocol.json" in [file.path for file in client.list_artifacts(child.info.run_id)]
     assert len(client.get_metric_history(child.info.run_id, "retrieval/train/top5")) == 1
     assert not delivering.waiting()
 

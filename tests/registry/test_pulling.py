@@ -144,3 +144,38 @@ def test_an_unreachable_registry(closed_port: int) -> None:
 def test_settings_that_cannot_be_drawn(tiny_pipeline: Path, asked: dict[str, object], message: str) -> None:
     with pytest.raises(LatentflowError, match=message):
         draw(tiny_pipeline, [PROMPT], dials=Dials.model_validate(asked))
+
+
+def test_what_is_there_whole_is_not_fetched_again_and_what_is_damaged_is(registered: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pulled"
+    first = pulling.pull_pinned(f"models:/{NAME}@champion", out)
+    assert (first.address, first.fetched > 5) == (f"models:/{NAME}/1", True)
+    assert pulling.pull_pinned(f"models:/{NAME}/1", out).fetched == 0
+    (out / "generation.json").write_text("{}")
+    assert pulling.pull_pinned(f"models:/{NAME}@champion", out).fetched == first.fetched
+    assert json.loads((out / "generation.json").read_text())["guidance"] == 2.0
+
+
+def test_a_download_that_broke_off_goes_on(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from latentflow.registry import fetching
+
+    real, done = fetching._download, []
+
+    def breaks(repository: object, file: fetching._File, waiting: Path) -> None:
+        if len(done) == 4:
+            raise OSError("connection reset")
+        done.append(file.path)
+        real(repository, file, waiting)  # type: ignore[arg-type]
+
+    out = tmp_path / "pulled"
+    with monkeypatch.context() as broken:
+        broken.setattr(fetching, "_download", breaks)
+        with pytest.raises(RegistryError, match="connection reset"):
+            pulling.pull(f"models:/{NAME}@champion", out)
+    assert not out.exists()
+    whole = pulling.pull_pinned(f"models:/{NAME}@champion", tmp_path / "whole")
+    rest = pulling.pull_pinned(f"models:/{NAME}@champion", out)
+    assert rest.fetched == whole.fetched - 4
+    for file in (path for path in whole.folder.rglob("*") if path.is_file()):
+        assert (out / file.relative_to(whole.folder)).read_bytes() == file.read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
