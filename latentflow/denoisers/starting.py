@@ -37,7 +37,7 @@ def begin(params: ModelParams) -> Beginning:
     if not params.pretrained:
         return Beginning(params, "")
     try:
-        parent, folder = pull_pinned(params.pretrained)
+        parent, folder, *_ = pull_pinned(params.pretrained)
     except LatentflowError as error:
         raise LatentflowError(f"model.pretrained: {error}") from error
     return Beginning(params.model_copy(update={"pretrained": str(folder)}), parent)

@@ -300,12 +300,14 @@ def _record(
     results: Path,
 ) -> str:
     """Logs to the evaluation's child run, found again by its fingerprint; returns its id, "" without MLflow."""
+    from latentflow.registry import journal
     from latentflow.registry.lineage import flat_params
     from latentflow.registry.tracking import evaluation_run
 
     metrics_file = model / METRICS
     figures = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file.is_file() else {}
-    with evaluation_run(trained, manifest.fingerprint, flat_params(inputs), figures) as run:
+    kept = results.parent / journal.NAME
+    with evaluation_run(trained, manifest.fingerprint, flat_params(inputs), figures, kept) as run:
         run.log_dataset("records", manifest.inputs["records"], sources.records.source, "evaluation")
         run.log_metrics(manifest.metrics)
         # Files of one name replace each other, so a run that was cut short here is completed.
