@@ -36,7 +36,7 @@ class Model:
             if dials.sampler and dials.sampler not in (known := self.samplers()):
                 raise ValueError(f"sampler is {dials.sampler!r}: it must be one of {', '.join(known) or 'none'}")
             asked = {**dials.model_dump(), "seed": seed}
-            return pyfunc_model.settings_from(pyfunc_model.generation_defaults(self.pulled.folder), asked)
+            return pyfunc_model.settings_of(self.pulled.folder, asked)
 
     def samplers(self) -> list[str]:
         """The names of samplers that it can be drawn with, its own first."""

@@ -41,6 +41,9 @@ SAMPLERS = "samplers"
 DTYPES = ("float32", "float16", "bfloat16")
 # What a request may ask for at most, so that one of a thousand users cannot stop the server for the others.
 MOST_STEPS, MOST_TIMES_LARGER, LARGEST_SEED = 1000, 4, 2**63 - 1
+# Of one step this pipeline believes that its model was distilled to draw in one, and asks the scheduler for what only
+# those models' schedulers have.
+_FEWEST_STEPS = {"PixArtAlphaPipeline": 2}
 
 
 class Wish(NamedTuple):
@@ -86,6 +89,12 @@ def _our_schedulers(what: str) -> Any:
         raise ValueError(f"{what} needs latentflow installed, or the code that it brings along ({error})") from error
 
 
+def fewest_steps(folder: Path) -> int:
+    """How few steps the pipeline of a folder can draw in."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return _FEWEST_STEPS.get(index["_class_name"], 1)
+
+
 def samplers(folder: Path) -> list[str]:
     """The names that `sampler` may have: the model's own first, then those under samplers/."""
     own = generation_defaults(folder).get("sampler")
@@ -116,7 +125,7 @@ class Painter:
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The model's defaults under what was asked for. ValueError says what cannot be drawn."""
-        settings = settings_from(self.defaults, params)
+        settings = settings_of(self.folder, params)
         known = samplers(self.folder)
         if settings["sampler"] not in [*self.schedulers, *known]:
             raise ValueError(f"sampler is {settings['sampler']!r}: it must be one of {', '.join(known) or 'none'}")
@@ -161,6 +170,14 @@ class Painter:
         if name not in self.schedulers:
             self.schedulers[name] = _scheduler(self.folder / SAMPLERS / name)
         return self.schedulers[name]
+
+
+def settings_of(folder: Path, params: Mapping[str, Any]) -> dict[str, Any]:
+    """A folder's own defaults under those that were asked for; ValueError says what its pipeline cannot use."""
+    settings = settings_from(generation_defaults(folder), params)
+    if settings["steps"] < (least := fewest_steps(folder)):
+        raise ValueError(f"steps is {settings['steps']}: this model's pipeline draws in at least {least}")
+    return settings
 
 
 def settings_from(defaults: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tiny import CALL
 from latentflow.errors import LatentflowError, RegistryError
 from latentflow.generation.drawing import draw
 from latentflow.generation.orders import Dials
-from latentflow.registry import pulling
+from latentflow.registry import pulling, pyfunc_model
 
 PROMPT = "red heart"
 
@@ -144,6 +144,17 @@ def test_an_unreachable_registry(closed_port: int) -> None:
 def test_settings_that_cannot_be_drawn(tiny_pipeline: Path, asked: dict[str, object], message: str) -> None:
     with pytest.raises(LatentflowError, match=message):
         draw(tiny_pipeline, [PROMPT], dials=Dials.model_validate(asked))
+
+
+def test_one_step_where_the_pipeline_believes_in_a_distilled_model(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, fewest in {"PixArtAlphaPipeline": 2, "FluxPipeline": 1}.items():
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        assert pyfunc_model.fewest_steps(tmp_path) == fewest
+    monkeypatch.setattr(pyfunc_model, "fewest_steps", lambda _: 2)
+    with pytest.raises(LatentflowError, match="steps is 1: this model's pipeline draws in at least 2"):
+        draw(tiny_pipeline, [PROMPT], dials=Dials(steps=1, guidance=1.0))
 
 
 def test_what_is_there_whole_is_not_fetched_again_and_what_is_damaged_is(registered: Path, tmp_path: Path) -> None:
