@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -42,6 +43,8 @@ Out = Annotated[Path, typer.Option("--out", help="Folder to write; replaced when
 _IMAGES, _RECUR, _FOLLOW, _CONNECT = "Images", "Recurring runs", "Following", "Connection"
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 PARAMS = Path("params.yaml")
+SERVED = "LATENTFLOW_MODEL"
+CHAMPION = "models:/latentflow-emoji@champion"
 RECORDS, AUTOENCODER, ENCODED = Path("data/records"), Path("data/autoencoder"), Path("data/encoded")
 MODEL, EVALUATION, REGISTRATION = Path("data/model"), Path("data/evaluation"), Path("data/registration")
 
@@ -326,31 +329,68 @@ def _aliases(params: Path) -> Any:
 
 
 @app.command()
+def deliver() -> None:
+    """Tell MLflow what it could not be told while trainings and evaluations ran; `register` does so for its own."""
+    from latentflow.registry import delivering
+
+    folders = delivering.waiting()
+    left = delivering.deliver(folders)
+    if left:
+        raise LatentflowError(f"MLflow was not told everything: {len(left)} things wait on; see the warning above.")
+    typer.echo(f"MLflow has what waited of {len(folders)} runs." if folders else "Nothing waits to be told to MLflow.")
+
+
+@app.command()
 def generate(
-    prompt: Annotated[list[str], typer.Option(help="What to draw; repeatable.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="What to draw; repeatable.")] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(help="Prompts, one per line; or .jsonl of prompt, seed and negative_prompt."),
+    ] = None,
+    again: Annotated[
+        Path | None, typer.Option(help="Draw a PNG of an earlier run once more; options given here change it.")
+    ] = None,
     model: Annotated[
-        str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a pipeline folder.")
-    ] = "models:/latentflow-emoji@champion",
-    out: Annotated[Path, typer.Option(help="PNG to write; several prompts become a grid.")] = Path("picture.png"),
-    seed: Annotated[int, typer.Option(help="The same seed gives the same picture.", min=0)] = 0,
+        str | None,
+        typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a pipeline folder.", show_default=CHAMPION),
+    ] = None,
+    out: Annotated[
+        str, typer.Option(help="A PNG, in which several pictures become a grid; or a folder/ for one file each.")
+    ] = "picture.png",
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same picture; 0 if left out.", min=0)
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Every prompt with each of these, e.g. 0-7 or 0,3,8-11.")] = "",
+    negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
     steps: Annotated[int | None, typer.Option(help="Sampler steps; the model's own if left out.", min=1)] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale, 1 is none; the model's own if left out.", min=1)
     ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="euler, heun, dpm_solver_2m, unipc or ancestral; the model's own if left out.")
+    ] = None,
+    size: Annotated[
+        str, typer.Option(help="Pixels, as 64 or, width x height, 96x64; the model's own if left out.")
+    ] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto is a GPU where there is one.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Import the definition that a model brings along, if it is not ours.")
     ] = False,
 ) -> None:
-    """Draw pictures with a registered model."""
-    from latentflow.files import atomic_file
-    from latentflow.pictures import grid
-    from latentflow.registry import pulling
+    """Draw pictures with a registered model; every PNG says how it was drawn."""
+    from latentflow.generation import asked
+    from latentflow.generation.orders import Dials, parse_size
 
-    images = pulling.draw(pulling.pull(model), prompt, seed=seed, steps=steps, guidance=guidance, trust_code=trust_code)
-    picture = images[0] if len(images) == 1 else grid(images, columns=min(4, len(images)))
-    with atomic_file(out) as temporary:
-        picture.save(temporary, format="PNG")
-    typer.echo(f"{', '.join(prompt)} -> {out}")
+    dials = (parse_size(size) if size else Dials()).over(Dials(steps=steps, guidance=guidance, sampler=sampler))
+    wanted = asked.Asked(tuple(prompt or ()), prompts_file, again, seed, seeds, negative)
+    request = asked.read(wanted, dials, model, CHAMPION)
+    from latentflow.generation import generate as work
+
+    result = work.run(request, out, work.Means(device, dtype, trust_code))
+    there = result.asked - result.drawn
+    number = f"{result.drawn} picture{'' if result.drawn == 1 else 's'}"
+    typer.echo(f"{number}{f' ({there} more were there)' if there else ''} -> {result.out}")
 
 
 @app.command()
@@ -358,11 +398,55 @@ def pull(
     model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
     out: Annotated[Path, typer.Option(help="Folder to write the diffusers pipeline to.")] = Path("model"),
 ) -> None:
-    """Download a registered model as a plain diffusers folder."""
+    """Download a registered model as a plain diffusers folder; a download that broke off goes on."""
     from latentflow.registry import pulling
 
-    folder = pulling.pull(model, out)
-    typer.echo(f"{model} is in {folder}: DiffusionPipeline.from_pretrained({str(folder)!r}) loads it.")
+    found = pulling.pull_pinned(model, out)
+    there = "was already" if model.startswith("models:/") and not found.fetched else "is"
+    typer.echo(f"{found.address} {there} in {found.folder}")
+    typer.echo(f"next: DiffusionPipeline.from_pretrained({str(found.folder)!r}), or")
+    typer.echo(f'      latentflow generate --model {shlex.quote(str(found.folder))} --prompt "red heart"')
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str,
+        typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or an MLflow model's folder.", envvar=SERVED),
+    ],
+    host: Annotated[str, typer.Option(help="Who may ask: 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8080,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto is a GPU where there is one.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    timeout: Annotated[int, typer.Option(help="Seconds after which a request is given up.", min=1)] = 300,
+) -> None:
+    """Answer over HTTP as `mlflow models serve` does, with the model loaded before the port opens."""
+    from latentflow.registry import serving
+
+    serving.serve(serving.find(model), host, port, device, dtype, timeout)
+
+
+@app.command()
+def studio(
+    model: Annotated[str, typer.Option(help="Name of the registered model that is shown first.")] = "",
+    host: Annotated[str, typer.Option(help="Who may see the page: 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the page.", min=1, max=65535)] = 7860,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto is a GPU where there is one.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+) -> None:
+    """Open a page on which registered models draw: a prompt, two versions side by side, their figures and lineage."""
+    from importlib.util import find_spec
+
+    if find_spec("nicegui") is None:
+        raise LatentflowError("The page needs NiceGUI: pip install 'latentflow[studio]'.")
+    from latentflow.studio import catalogue
+
+    catalogue.names()
+    from latentflow.studio import page
+    from latentflow.studio.easel import Easel
+
+    typer.echo(f"latentflow studio: http://{host}:{port} (Ctrl-C ends it)")
+    page.serve(Easel(device, dtype), model, host, port)
 
 
 @app.command()

@@ -14,7 +14,21 @@ from latentflow.manifest import RegistrationManifest
 RUNNER = CliRunner()
 
 
-OTHERS = ("average", "generate", "pull", "submit", "promote", "rollback", "lineage", "summary", "params", "trainjob")
+OTHERS = (
+    "average",
+    "deliver",
+    "generate",
+    "pull",
+    "serve",
+    "studio",
+    "submit",
+    "promote",
+    "rollback",
+    "lineage",
+    "summary",
+    "params",
+    "trainjob",
+)
 
 
 @pytest.mark.parametrize("command", [*parameters.STEP_INPUTS, *OTHERS])

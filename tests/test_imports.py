@@ -11,7 +11,18 @@ PACKAGE = Path(__file__).parents[1] / "latentflow"
 SHELLS = {"kfp", "dvc", "typer"}
 # DVC is a shell that runs the steps, and there a library that fetches data.
 LIBRARIES = {"data/dvc_repository.py": {"dvc"}}
-ROOMS = ("diffusion", "cluster", "data", "encoders", "denoisers", "training", "evaluation", "registry")
+ROOMS = (
+    "diffusion",
+    "cluster",
+    "data",
+    "encoders",
+    "denoisers",
+    "training",
+    "evaluation",
+    "registry",
+    "generation",
+    "studio",
+)
 
 
 def imported(path: Path, top_only: bool = False) -> set[str]:

@@ -18,7 +18,8 @@ from latentflow.denoisers.schedulers import NoSchedulerError, put_scheduler, sch
 from latentflow.diffusion import DEFINITIONS, SAMPLERS, Diffusion, Schedule, find, sample
 from latentflow.errors import LatentflowError
 from latentflow.files import write_json
-from latentflow.registry import pulling, pyfunc_model
+from latentflow.generation.drawing import draw
+from latentflow.registry import pyfunc_model
 from latentflow.scheduler import DefinitionScheduler
 
 OWN = """
@@ -146,8 +147,8 @@ def test_code_that_a_model_brings_is_imported_only_when_told_so(
     sys.modules.pop("my_definitions")
     importlib.invalidate_caches()
     with pytest.raises(LatentflowError, match=r"my_definitions.* --trust-code"):
-        pulling.draw(folder, ["red heart"])
-    assert pulling.draw(folder, ["red heart"], trust_code=True)[0].size == (16, 16)
+        draw(folder, ["red heart"])
+    assert draw(folder, ["red heart"], trust_code=True)[0].size == (16, 16)
     sys.modules.pop("my_definitions")
 
 

@@ -48,7 +48,7 @@ def begin(params: ModelParams) -> Beginning:
         parent, folder = f"{name.partition('@')[0]}@{found.folder.name}", found.folder
     else:
         try:
-            parent, folder = pull_pinned(name)
+            parent, folder, *_ = pull_pinned(name)
         except LatentflowError as error:
             raise LatentflowError(f"{SETTING}: {error}") from error
     return Beginning(params.model_copy(update={"pretrained": str(folder)}), parent)

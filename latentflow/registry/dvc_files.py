@@ -43,6 +43,7 @@ def _stages(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages") or {})
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError:  # dvc.lock in the middle of a merge: nothing can be said.
         return {}
+    return dict(content.get("stages") or {}) if isinstance(content, dict) else {}

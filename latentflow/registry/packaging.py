@@ -71,7 +71,7 @@ def _protocol(evaluation: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def signature(generation: dict[str, Any]) -> "ModelSignature":
-    """Column `prompt` in, column `image` out, and the parameters with this model's defaults."""
+    """Columns `prompt` and perhaps `negative_prompt` in, `image` out, and the parameters with the model's defaults."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
@@ -81,10 +81,10 @@ def signature(generation: dict[str, Any]) -> "ModelSignature":
         ParamSpec("guidance", "double", generation["guidance"]),
         ParamSpec("height", "long", generation["height"]),
         ParamSpec("width", "long", generation["width"]),
+        ParamSpec("sampler", "string", generation["sampler"]),
     ]
-    return ModelSignature(
-        Schema([ColSpec("string", "prompt")]), Schema([ColSpec("string", "image")]), ParamSchema(params)
-    )
+    columns = [ColSpec("string", "prompt"), ColSpec("string", "negative_prompt", required=False)]
+    return ModelSignature(Schema(columns), Schema([ColSpec("string", "image")]), ParamSchema(params))
 
 
 def log_model(client: "MlflowClient", package: Package, run_id: str) -> str:
@@ -104,6 +104,7 @@ def _save(package: Package, folder: Path, description: "Model") -> None:
     import mlflow.pyfunc
 
     from latentflow.denoisers.schedulers import put_scheduler, scheduler_of
+    from latentflow.diffusion import SAMPLERS
 
     # MLflow shows a bar for its own copying and advises type hints and an input example; see pyfunc_model.py.
     with store.environment("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"), warnings.catch_warnings():
@@ -119,6 +120,9 @@ def _save(package: Package, folder: Path, description: "Model") -> None:
         )
     pipeline = folder / "artifacts" / "pipeline"
     put_scheduler(pipeline, scheduler_of(pipeline, package.generation["sampler"]))
+    for other in SAMPLERS:
+        if other != package.generation["sampler"]:
+            scheduler_of(pipeline, other).save_pretrained(pipeline / "samplers" / other)
     write_json(pipeline / "generation.json", package.generation)
     carries_code = (pipeline / "code").is_dir()
     write_text(pipeline / "README.md", model_card(package, carries_code))

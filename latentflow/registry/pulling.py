@@ -1,14 +1,13 @@
-"""From the registry to a folder, and from a folder to pictures."""
+"""From the registry to a folder: what is there is not fetched again, and what broke off goes on."""
 
 import re
-import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from latentflow.errors import LatentflowError, RegistryError
 from latentflow.files import digest_json
-from latentflow.registry import store
+from latentflow.registry import fetching, store
+from latentflow.registry.marks import MODEL_DIGEST
 from latentflow.registry.store import connect
 from latentflow.workspace import store as work_store
 from latentflow.workspace import tracking_uri
@@ -16,7 +15,6 @@ from latentflow.workspace import tracking_uri
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
     from mlflow.tracking import MlflowClient
-    from PIL.Image import Image
 
 _PREFIX = "models:/"
 _PIPELINE = "artifacts/pipeline"
@@ -40,10 +38,15 @@ def parse(model_uri: str) -> ModelUri:
 
 
 class Pulled(NamedTuple):
-    """A pipeline's folder and the address that it will always have: models:/<name>/<version>, or the folder given."""
+    """A pipeline's folder and the address that it will always have: models:/<name>/<version>, or the folder given.
+
+    ``digest`` is the model's, "" for a folder; ``fetched`` counts the files that had to be downloaded.
+    """
 
     address: str
     folder: Path
+    digest: str = ""
+    fetched: int = 0
 
 
 def pull(model_uri: str, out: Path | None = None) -> Path:
@@ -64,46 +67,33 @@ def pull_pinned(model_uri: str, out: Path | None = None) -> Pulled:
         _refuse_foreign(out)
     client = connect(create=False)
     with store.mlflow_errors(f"give {model_uri}"):
-        version = find_version(client, wanted)
-        return Pulled(f"{_PREFIX}{version.name}/{version.version}", fetch(client, version, out))
+        return _fetched(client, find_version(client, wanted), out)
 
 
 def fetch(client: "MlflowClient", version: "ModelVersion", out: Path | None = None) -> Path:
     """The diffusers folder of a version: downloaded to ``out``, or kept in the work store when none is given."""
+    return _fetched(client, version, out).folder
+
+
+def _fetched(client: "MlflowClient", version: "ModelVersion", out: Path | None) -> Pulled:
     target = out or work_store() / "pulled" / _folder_name(version)
-    if out is not None or not (target / "model_index.json").is_file():
-        _download(client, version, target)
+    fetched = fetching.fetch(f"{_source(client, version)}/{_PIPELINE}", target, _mark(version))
+    if not (target / "model_index.json").is_file():
+        raise RegistryError(
+            f"Version {version.version} of {version.name!r} was not packaged by latentflow: no {_PIPELINE}."
+        )
+    digest = version.tags.get(MODEL_DIGEST, "")
+    return Pulled(f"{_PREFIX}{version.name}/{version.version}", target, digest, fetched)
+
+
+def package(model_uri: str) -> Path:
+    """The whole MLflow model of a version, in the work store. Raises RegistryError with what there is if it is not."""
+    client = connect(create=False)
+    with store.mlflow_errors(f"give {model_uri}"):
+        version = find_version(client, parse(model_uri))
+        target = work_store() / "packages" / _folder_name(version)
+        fetching.fetch(_source(client, version), target, _mark(version))
     return target
-
-
-def draw(
-    folder: Path,
-    prompts: list[str],
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    device: str = "auto",
-    trust_code: bool = False,
-) -> list["Image"]:
-    """One picture per prompt through the packaged model's own code; what is None is the model's default.
-
-    ``trust_code`` lets a model with a definition of its owner's import it from the code that it brings along.
-    """
-    from latentflow.registry import pyfunc_model
-
-    asked = {"seed": seed, "steps": steps, "guidance": guidance, "height": height, "width": width}
-    try:
-        settings = pyfunc_model.settings_from(pyfunc_model.generation_defaults(folder), asked)
-        return pyfunc_model.draw(pyfunc_model.open_pipeline(folder, device, trust_code=trust_code), prompts, settings)
-    except FileNotFoundError as error:
-        raise LatentflowError(f"{folder} is not a model folder of latentflow: {error.filename} is missing.") from error
-    except ValueError as error:
-        hint = ""
-        if (folder / "code").is_dir() and not trust_code:
-            hint = f" It brings code of its own in {folder / 'code'}: read it, then give --trust-code."
-        raise LatentflowError(f"{folder} cannot draw: {error}.{hint}") from error
 
 
 def _local(folder: Path) -> Path:
@@ -165,28 +155,18 @@ def _what_there_is(client: "MlflowClient", name: str) -> str:
     return f"its aliases: {by_alias}; its versions: {shown or 'none'}"
 
 
+def _mark(version: "ModelVersion") -> str:
+    """Of its own for every version of every store, also after a registry was deleted and made anew."""
+    return digest_json([tracking_uri(), str(version.source), version.creation_timestamp])[:12]
+
+
 def _folder_name(version: "ModelVersion") -> str:
-    """A name of its own for every version of every store, also after a registry was deleted and made anew."""
-    mark = digest_json([tracking_uri(), str(version.source), version.creation_timestamp])
-    return f"{version.name}-{version.version}-{mark[:12]}"
+    return f"{version.name}-{version.version}-{_mark(version)}"
 
 
-def _download(client: "MlflowClient", version: "ModelVersion", target: Path) -> None:
-    from mlflow.artifacts import download_artifacts
-
-    from latentflow.files import atomic_folder
-
+def _source(client: "MlflowClient", version: "ModelVersion") -> str:
+    """Where the store keeps the files of a version."""
     source = client.get_model_version_download_uri(version.name, version.version)
     if source.startswith(_PREFIX):
         source = client.get_logged_model(source.removeprefix(_PREFIX)).artifact_location
-    with atomic_folder(target) as folder, tempfile.TemporaryDirectory(dir=folder) as temporary:
-        bar = "true" if sys.stderr.isatty() else "false"
-        with store.environment("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", bar):
-            place = f"{source.rstrip('/')}/{_PIPELINE}"
-            got = download_artifacts(place, dst_path=temporary, tracking_uri=tracking_uri())
-        for path in Path(got).iterdir():
-            path.rename(folder / path.name)
-        if not (folder / "model_index.json").is_file():
-            raise RegistryError(
-                f"Version {version.version} of {version.name!r} was not packaged by latentflow: no {_PIPELINE}."
-            )
+    return str(source).rstrip("/")

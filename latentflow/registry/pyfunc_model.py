@@ -2,7 +2,7 @@
 
 MLflow runs this file when it loads the model; `latentflow generate` imports the same functions. The model is
 the diffusers folder under artifacts/pipeline; what this file adds is the defaults of generation.json, a seed
-per picture, and PNG bytes as text.
+per picture, the samplers that the model can be drawn with, refusals in a sentence, and PNG bytes as text.
 
     model = mlflow.pyfunc.load_model("models:/latentflow-emoji@champion")
     answer = model.predict({"prompt": ["red heart"]}, params={"seed": 7, "guidance": 4.0})
@@ -11,29 +11,50 @@ per picture, and PNG bytes as text.
 
 import base64
 import importlib
+import inspect
 import io
 import json
+import math
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import diffusers
 import mlflow
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, RESOURCE_EXHAUSTED
 from PIL.Image import Image
 from transformers.utils import logging as transformers_logging
 
-PARAMS = ("seed", "steps", "guidance", "height", "width")
+COLUMNS = ("prompt", "negative_prompt")
+PARAMS = ("seed", "steps", "guidance", "height", "width", "sampler")
+SAMPLERS = "samplers"
+DTYPES = ("float32", "float16", "bfloat16")
+# What a request may ask for at most, so that one of a thousand users cannot stop the server for the others.
+MOST_STEPS, MOST_TIMES_LARGER, LARGEST_SEED = 1000, 4, 2**63 - 1
+# Of one step this pipeline believes that its model was distilled to draw in one, and asks the scheduler for what only
+# those models' schedulers have.
+_FEWEST_STEPS = {"PixArtAlphaPipeline": 2}
+
+
+class Wish(NamedTuple):
+    """What one picture is to show, and what it is not to show."""
+
+    prompt: str
+    negative_prompt: str = ""
 
 
 def generation_defaults(folder: Path) -> dict[str, Any]:
-    """generation.json beside model_index.json: steps, guidance, height, width, and `call`, fixed arguments."""
+    """generation.json beside model_index.json: sampler, steps, guidance, height, width, and `call`, fixed arguments."""
     defaults: dict[str, Any] = json.loads((folder / "generation.json").read_text(encoding="utf-8"))
     return defaults
 
@@ -45,9 +66,13 @@ def open_pipeline(
 
     ``trust_code`` lets a folder that brings code along (a definition that diffusers does not know) import it.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
     if trust_code and (folder / "code").is_dir() and str(folder / "code") not in sys.path:
         sys.path.append(str(folder / "code"))
-    _import_scheduler(folder)
+    library, name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["scheduler"]
+    if library == "latentflow.scheduler":
+        _our_schedulers(f"its {name}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with _quiet():
@@ -56,53 +81,134 @@ def open_pipeline(
     return pipeline.to(device)
 
 
-def _import_scheduler(folder: Path) -> None:
+def _our_schedulers(what: str) -> Any:
     """diffusers takes a scheduler of another library only where that is imported already; ours is no other's code."""
-    library, name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["scheduler"]
-    if library != "latentflow.scheduler":
-        return
     try:
-        importlib.import_module(library)
+        return importlib.import_module("latentflow.scheduler")
     except ImportError as error:
-        raise ValueError(
-            f"its {name} needs latentflow installed, or the code that it brings along ({error})"
-        ) from error
+        raise ValueError(f"{what} needs latentflow installed, or the code that it brings along ({error})") from error
 
 
-def draw(pipeline: DiffusionPipeline, prompts: list[str], settings: dict[str, Any]) -> list[Image]:
-    """One picture per prompt, drawn one by one: a picture depends on its prompt and the seed, not on its neighbours.
+def fewest_steps(folder: Path) -> int:
+    """How few steps the pipeline of a folder can draw in."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return _FEWEST_STEPS.get(index["_class_name"], 1)
 
-    ``settings`` is generation_defaults and `seed`. The noise is drawn on the CPU, so a GPU starts from the same.
+
+def samplers(folder: Path) -> list[str]:
+    """The names that `sampler` may have: the model's own first, then those under samplers/."""
+    own = generation_defaults(folder).get("sampler")
+    others = sorted(path.parent.name for path in (folder / SAMPLERS).glob("*/scheduler_config.json"))
+    return [*([own] if own else []), *others]
+
+
+def _scheduler(folder: Path) -> Any:
+    """The scheduler that a folder with a scheduler_config.json describes, of diffusers or of latentflow."""
+    name = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))["_class_name"]
+    library = diffusers if hasattr(diffusers, name) else _our_schedulers(f"sampler {folder.name}")
+    return getattr(library, name).from_pretrained(str(folder))
+
+
+class Painter:
+    """A pipeline that is loaded once and draws one picture at a time, whoever asks and from however many threads.
+
+    Diffusers' pipelines keep the state of a run in their scheduler, so two runs at once would spoil each other.
     """
-    return [
-        pipeline(
-            prompt=prompt,
-            num_inference_steps=settings["steps"],
-            guidance_scale=settings["guidance"],
-            height=settings["height"],
-            width=settings["width"],
-            generator=torch.Generator("cpu").manual_seed(settings["seed"]),
-            output_type="pil",
-            **settings["call"],
-        ).images[0]
-        for prompt in prompts
-    ]
+
+    def __init__(self, folder: Path, device: str = "auto", dtype: str = "float32", trust_code: bool = False) -> None:
+        self.folder = folder
+        self.defaults = generation_defaults(folder)
+        self.pipeline = open_pipeline(folder, device, dtype, trust_code)
+        self._takes_negative = "negative_prompt" in inspect.signature(self.pipeline.__call__).parameters
+        self.schedulers = {self.defaults.get("sampler", ""): self.pipeline.scheduler}
+        self._lock = threading.Lock()
+
+    def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The model's defaults under what was asked for. ValueError says what cannot be drawn."""
+        settings = settings_of(self.folder, params)
+        known = samplers(self.folder)
+        if settings["sampler"] not in [*self.schedulers, *known]:
+            raise ValueError(f"sampler is {settings['sampler']!r}: it must be one of {', '.join(known) or 'none'}")
+        return settings
+
+    def paint(self, wish: Wish, settings: Mapping[str, Any]) -> Image:
+        """One picture. The noise is drawn on the CPU, so a GPU starts from the same."""
+        call = dict(settings["call"])
+        if wish.negative_prompt:
+            call["negative_prompt"] = self._negative(wish, settings)
+        with self._lock:
+            self.pipeline.register_modules(scheduler=self._scheduler(settings["sampler"]))
+            try:
+                image: Image = self.pipeline(
+                    prompt=wish.prompt,
+                    num_inference_steps=settings["steps"],
+                    guidance_scale=settings["guidance"],
+                    height=settings["height"],
+                    width=settings["width"],
+                    generator=torch.Generator("cpu").manual_seed(settings["seed"]),
+                    output_type="pil",
+                    **call,
+                ).images[0]
+                return image
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                if all(settings[side] == self.defaults.get(side) for side in ("height", "width")):
+                    raise
+                size = f"{settings['width']}x{settings['height']}"
+                reason = str(error).splitlines()[0]
+                raise ValueError(f"this model cannot draw {size} (width x height): {reason}") from error
+
+    def _negative(self, wish: Wish, settings: Mapping[str, Any]) -> str:
+        if not self._takes_negative:
+            raise ValueError(f"a {type(self.pipeline).__name__} takes no negative prompt: leave it out")
+        if settings["guidance"] <= 1:
+            raise ValueError(f"a negative prompt acts through guidance above 1, and guidance is {settings['guidance']}")
+        return wish.negative_prompt
+
+    def _scheduler(self, name: str) -> Any:
+        if name not in self.schedulers:
+            self.schedulers[name] = _scheduler(self.folder / SAMPLERS / name)
+        return self.schedulers[name]
 
 
-def settings_from(defaults: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+def settings_of(folder: Path, params: Mapping[str, Any]) -> dict[str, Any]:
+    """A folder's own defaults under those that were asked for; ValueError says what its pipeline cannot use."""
+    settings = settings_from(generation_defaults(folder), params)
+    if settings["steps"] < (least := fewest_steps(folder)):
+        raise ValueError(f"steps is {settings['steps']}: this model's pipeline draws in at least {least}")
+    return settings
+
+
+def settings_from(defaults: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
     """generation.json's values under those that were asked for; ValueError says what cannot be used."""
-    if unknown := sorted(set(params) - set(PARAMS)):
-        raise ValueError(f"unknown parameter {', '.join(unknown)}: this model takes {', '.join(PARAMS)}")
-    settings = {"seed": 0, "call": {}, **defaults, **{key: value for key, value in params.items() if value is not None}}
+    _refuse_unknown("parameter", params, PARAMS)
+    given = {key: value for key, value in params.items() if value is not None}
+    settings = {"seed": 0, "sampler": "", "call": {}, **defaults, **given}
     if missing := [key for key in PARAMS if key not in settings]:
         raise ValueError(f"generation.json has no default for {', '.join(missing)}: give a value")
     for key in ("seed", "steps", "height", "width"):
-        settings[key] = int(settings[key])
-    settings["guidance"] = float(settings["guidance"])
-    for key, least in (("seed", 0), ("steps", 1), ("guidance", 0), ("height", 1), ("width", 1)):
-        if settings[key] < least:
-            raise ValueError(f"{key} is {settings[key]}: it must be at least {least}")
+        settings[key] = _whole(key, settings[key])
+    settings["guidance"], settings["sampler"] = float(settings["guidance"]), str(settings["sampler"])
+    if not math.isfinite(settings["guidance"]):
+        raise ValueError(f"guidance is {settings['guidance']}: it must be a number")
+    bounds = {"seed": (0, LARGEST_SEED), "steps": (1, MOST_STEPS), "guidance": (0, 1000)}
+    bounds |= {side: (1, MOST_TIMES_LARGER * defaults.get(side, settings[side])) for side in ("height", "width")}
+    for key, (least, most) in bounds.items():
+        if not least <= settings[key] <= most:
+            raise ValueError(f"{key} is {settings[key]}: it must be at least {least} and at most {most}")
     return settings
+
+
+def _whole(key: str, value: Any) -> int:
+    if isinstance(value, bool) or int(value) != value:
+        raise ValueError(f"{key} is {value!r}: it must be a whole number")
+    return int(value)
+
+
+def _refuse_unknown(what: str, asked: Mapping[str, Any] | Sequence[Any], known: Sequence[str]) -> None:
+    if unknown := sorted(str(name) for name in set(asked) - set(known)):
+        raise ValueError(f"unknown {what} {', '.join(unknown)}: this model takes {', '.join(known)}")
 
 
 @contextmanager
@@ -130,16 +236,60 @@ def to_png(image: Image) -> bytes:
     return buffer.getvalue()
 
 
-def prompts_of(model_input: Any) -> list[str]:
-    """The column `prompt`; ValueError names a row that is no text."""
-    prompts: list[Any] = []
-    for cell in pd.DataFrame(model_input)["prompt"]:
-        # MLflow hands {"prompt": ["a", "b"]} over as one row that holds a list.
-        prompts += list(cell) if isinstance(cell, (list, tuple, np.ndarray)) else [cell]
-    for row, prompt in enumerate(prompts):
+def wishes_of(model_input: Any) -> list[Wish]:
+    """The rows' columns `prompt` and `negative_prompt`; ValueError names a row that is no text."""
+    table = pd.DataFrame(model_input)
+    # MLflow hands {"prompt": ["a", "b"]} over as one row that holds a list.
+    lists = [name for name in table.columns if table[name].map(lambda cell: isinstance(cell, (list, np.ndarray))).any()]
+    table = table.explode(lists, ignore_index=True) if lists else table
+    negative = table["negative_prompt"] if "negative_prompt" in table else [None] * len(table)
+    wishes = []
+    for row, (prompt, unwanted) in enumerate(zip(table["prompt"], negative, strict=True)):
         if not isinstance(prompt, str):
             raise ValueError(f"prompt {row} is {prompt!r}: it must be text")
-    return prompts
+        if not isinstance(unwanted, str) and not pd.isna(unwanted):
+            raise ValueError(f"negative_prompt {row} is {unwanted!r}: it must be text, or left out")
+        wishes.append(Wish(prompt, unwanted if isinstance(unwanted, str) else ""))
+    return wishes
+
+
+_MLFLOW_PREDICT = inspect.unwrap(mlflow.pyfunc.PyFuncModel.predict).__code__
+
+
+def refuse_what_mlflow_drops() -> None:
+    """ValueError for a parameter or column that is not this model's.
+
+    MLflow leaves those out, with a line in a log, before `predict` is called, and has no setting to refuse them. What
+    was asked for stands in the frame of its own predict; where there is no such frame, nothing was left out.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not _MLFLOW_PREDICT:
+        frame = frame.f_back
+    if frame is None:
+        return
+    _refuse_unknown("parameter", frame.f_locals.get("params") or {}, PARAMS)
+    data = frame.f_locals.get("data")
+    if isinstance(data, (pd.DataFrame, dict)):
+        _refuse_unknown("column", list(data), COLUMNS)
+    elif isinstance(data, list):
+        _refuse_unknown("column", [name for row in data if isinstance(row, dict) for name in row], COLUMNS)
+
+
+@contextmanager
+def _answers() -> Iterator[None]:
+    """Errors as MLflow's server answers them: 400 and the sentence for a wrong request, else 429 or 500.
+
+    Without this MLflow calls every exception the request's fault and keeps its text to itself.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise MlflowException.invalid_parameter_value(f"{error}.") from error
+    except torch.OutOfMemoryError as error:
+        text = "The picture did not fit into the device's memory: ask for a smaller one, or use a larger device."
+        raise MlflowException(text, error_code=RESOURCE_EXHAUSTED) from error
+    except Exception as error:
+        raise MlflowException(f"The model failed to draw: {error!r}.", error_code=INTERNAL_ERROR) from error
 
 
 # MLflow warns, whatever the filters say, that predict has no type hints. With them it would discard the signature,
@@ -147,18 +297,19 @@ def prompts_of(model_input: Any) -> list[str]:
 with warnings.catch_warnings(record=True):
 
     class TextToImage(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-        """Rows with a column `prompt` in, rows with a column `image` (PNG, base64 text) out."""
+        """Rows with `prompt` and perhaps `negative_prompt` in, rows with `image` (PNG, base64 text) out."""
 
         def load_context(self, context):  # type: ignore[no-untyped-def]
-            self.folder = Path(context.artifacts["pipeline"])
             config = context.model_config or {}
             device, dtype = config.get("device", "auto"), config.get("dtype", "float32")
-            self.pipeline = open_pipeline(self.folder, device, dtype, trust_code=True)
+            self.painter = Painter(Path(context.artifacts["pipeline"]), device, dtype, trust_code=True)
 
         def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
-            settings = settings_from(generation_defaults(self.folder), dict(params or {}))
-            pictures = draw(self.pipeline, prompts_of(model_input), settings)
-            return pd.DataFrame({"image": [base64.b64encode(to_png(picture)).decode() for picture in pictures]})
+            with _answers():
+                refuse_what_mlflow_drops()
+                settings, wishes = self.painter.settings(params or {}), wishes_of(model_input)
+                pictures = [to_png(self.painter.paint(wish, settings)) for wish in wishes]
+            return pd.DataFrame({"image": [base64.b64encode(picture).decode() for picture in pictures]})
 
 
 mlflow.models.set_model(TextToImage())

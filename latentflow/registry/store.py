@@ -165,6 +165,12 @@ def is_missing(error: Exception) -> bool:
     return getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether what was sent is at fault, and not the way to the store, so that sending it again is no use."""
+    ours = not isinstance(error, (*errors(), RegistryError))
+    return ours or getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+
+
 def shown(uri: str) -> str:
     """A URI as it may be printed: without user and password."""
     parts = urlsplit(uri)

@@ -1,176 +1,286 @@
 """MLflow runs: one per trained model, found again on resume, and a child of it per evaluation.
 
-A run is a record, not a dependency: once it is open no failure of the store reaches the caller, and a
-training that cannot open one goes on without. Only `register` insists on the store (see versions.py).
+A run is a record, not a dependency: no failure of the store reaches the caller. What a run is told is kept on disk
+until the store has it, so a server that is away for a while, or until the work has ended, loses nothing. Only
+`register` insists on the store (see versions.py).
 """
 
-import json
 import logging
-import os
-import re
 import signal
+import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import ValidationError
 
 from latentflow.errors import RegistryError
 from latentflow.manifest import EvaluationManifest, ModelManifest
-from latentflow.registry import store
-from latentflow.registry.adapters import log_adapter
-from latentflow.registry.lineage import lineage_from_environment, split_params, tags
-from latentflow.registry.marks import EVALUATION, JUDGED
+from latentflow.registry import entries, journal, store
+from latentflow.registry.journal import Journal, Kept
+from latentflow.registry.lineage import tags
+from latentflow.registry.marks import JUDGED
+from latentflow.registry.openings import (
+    OPENING,
+    RESUMED,
+    EvaluationOpening,
+    Opening,
+    TrainingOpening,
+    new_id,
+    open_evaluation,
+    standard_tags,
+)
+from latentflow.registry.openings import ORIGINAL as ORIGINAL
+from latentflow.registry.openings import PARENT as PARENT
+from latentflow.registry.openings import find_training as find_training
+from latentflow.registry.openings import model_run as model_run
 from latentflow.registry.store import connect
 
 if TYPE_CHECKING:
     import numpy as np
-    from mlflow.entities import Metric
     from mlflow.tracking import MlflowClient
     from PIL.Image import Image
 
-ORIGINAL = "latentflow.original_run_id"
-RESUMED = "latentflow.resumed_at_step"
-PARENT = "mlflow.parentRunId"
-
-PAUSE_SECONDS = 60.0
-_BUFFERED = 20_000
-_BATCH_METRICS, _BATCH_PARAMS, _PARAM_LENGTH, _DIGEST_LENGTH = 1000, 100, 6000, 36
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 15.0, 600.0
+_BATCH = 1000
 
 log = logging.getLogger(__name__)
 
 
 class Run:
-    """A run that is being written. ``id`` is "" when there is no store: then every method does nothing.
+    """A run that is being written: what it is told goes into ``journal`` and from there to the store, in order.
 
-    After a failure the store is left alone for a minute; metrics wait meanwhile, pictures are dropped. What a
-    resumed run already holds at a step is not written twice.
+    ``id`` is the store's, or until the store answered one of our own, by which the run is found later (an evaluation
+    has none: it is found by its fingerprint). After a failure the store is left alone for a while, longer each time.
+    What a resumed run already holds at a step is not written twice.
     """
 
-    def __init__(self, client: "MlflowClient | None", run_id: str, parent_id: str = "", resumed: bool = False):
-        self.id = run_id
-        self.parent_id = parent_id
-        self.resumed = resumed
-        self._client = client
-        self._waiting: deque[Metric] = deque(maxlen=_BUFFERED)
-        self._retry_at = 0.0
-        self._warned = False
+    def __init__(self, opening: Opening, kept: Journal, writing: bool = True):
+        self.id = opening.provisional_id
+        self.parent_id = ""
+        self._opening, self._journal, self._writing = opening, kept, writing
+        self._client: MlflowClient | None = None
+        self._failures, self._retry_at = 0, 0.0
         self._last_step: dict[str, int] = {}
         self._pictures: set[str] = set()
-        if resumed:
-            self._attempt(self._read_back)
+        for waiting in kept.entries():
+            self._remember(waiting.entry)
+        self.deliver()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Figures at a step; characters that MLflow refuses in a name become `_`."""
-        if self._client is None:
-            return
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        for given, value in metrics.items():
-            name = re.sub(r"[^\w\-./ ]", "_", given)
-            if step > self._last_step.get(name, -1):
-                self._waiting.append(Metric(name, float(value), now, step))
-        self._attempt(self._send_waiting)
+        if entry := _newer(entries.Metrics.now(metrics, step), self._last_step):
+            self._tell(entry)
 
     def log_image(self, image: "Image | np.ndarray", key: str, step: int = 0) -> None:
-        """A picture at a step; MLflow shows those of one key under a slider."""
-        if self._client is None or _picture_mark(key, step) in self._pictures:
+        """A picture, as such or as uint8 values (h, w, 3), at a step; MLflow shows those of one key under a slider."""
+        entry = entries.Picture(time=entries.now(), key=key, step=step)
+        if entry.mark in self._pictures:
             return
-        client = self._client
-        self._attempt(lambda: client.log_image(self.id, image, key=key, step=step))
+        from PIL import Image as Pictures
+
+        picture = image if isinstance(image, Pictures.Image) else Pictures.fromarray(image)
+        with tempfile.TemporaryDirectory() as temporary:
+            file = Path(temporary) / "picture.png"
+            picture.save(file)
+            self._tell(entry, file)
 
     def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
         """A dataset that the run read; MLflow keeps 36 characters of its digest. ``context`` is e.g. "training"."""
-        if self._client is None:
-            return
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        dataset = Dataset(name, digest[:_DIGEST_LENGTH], source_type="external", source=json.dumps({"uri": source}))
-        entry = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-        client = self._client
-        self._attempt(lambda: client.log_inputs(self.id, datasets=[entry]))
+        self._tell(entries.Dataset(time=entries.now(), name=name, digest=digest, source=source, context=context))
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """A file or a folder, by its name under ``folder``; what has the same name there is replaced."""
-        if self._client is None:
-            return
-        client = self._client
-        send = client.log_artifacts if path.is_dir() else client.log_artifact
-        place = "/".join(part for part in (folder, path.name if path.is_dir() else "") if part)
-        self._attempt(lambda: send(self.id, str(path), place or None))
+        self._tell(entries.Artifact(time=entries.now(), folder=folder), path)
 
     def mark(self, name: str, value: str) -> None:
         """A tag latentflow.<name>."""
-        if self._client is None:
-            return
-        client = self._client
-        self._attempt(lambda: client.set_tag(self.id, f"latentflow.{name}", value))
+        self._tell(entries.Tag(time=entries.now(), name=f"latentflow.{name}", value=value))
 
     def log_adapter(self, folder: Path, base_model: str, resolution: int, guidance: float) -> None:
         """An adapter's folder as a model of the run, see adapters.log_adapter."""
-        if self._client is None:
-            return
-        client = self._client
-        self._retry_at = 0.0  # There is one adapter at the end of a training: try, however short ago it failed.
-        self._attempt(lambda: log_adapter(client, self.id, folder, base_model, resolution, guidance))
+        entry = entries.Adapter(time=entries.now(), base_model=base_model, resolution=resolution, guidance=guidance)
+        self._tell(entry, folder)
 
     def end(self, status: str) -> None:
-        """Sends what waits and ends the run as FINISHED, FAILED or KILLED."""
-        if self._client is None:
-            return
-        client = self._client
+        """Ends the run as FINISHED, FAILED or KILLED, and says what the store does not have yet."""
         self._retry_at = 0.0  # The last chance: try, however short ago it failed.
-        self._attempt(self._send_waiting)
-        self._attempt(lambda: client.set_terminated(self.id, status))
-        if self._waiting:
-            log.warning("%d metric values of MLflow run %s were lost", len(self._waiting), self.id)
+        self._tell(entries.End(time=entries.now(), status=status))
+        self.settle()
 
-    def _attempt(self, action: Callable[[], object]) -> None:
+    def deliver(self) -> None:
+        """Sends what waits, unless the store failed a moment ago."""
         if time.monotonic() < self._retry_at:
             return
         try:
-            action()
+            if self._client is None:
+                self._client = self._open()
+            sent = self._send(self._client)
         except Exception as error:  # Nothing that a store or its client raises may end hours of training.
-            self._retry_at = time.monotonic() + PAUSE_SECONDS
-            level = logging.DEBUG if self._warned else logging.WARNING
-            log.log(level, "MLflow run %s cannot be written now, the work goes on: %s", self.id, error)
-            self._warned = True
+            # Opened anew before the next try, which tells what did arrive although no answer came back.
+            self._client = None
+            self._opening = self._opening.known_as(self.id)
+            self._journal.remember(self._opening.model_dump_json())
+            pause = min(LONGEST_PAUSE_SECONDS, PAUSE_SECONDS * 2**self._failures)
+            self._failures, self._retry_at = self._failures + 1, time.monotonic() + pause
+            level = logging.DEBUG if self._failures > 1 else logging.WARNING
+            log.log(level, "%s The work goes on, and what MLflow is to be told is kept.", _sentence(error))
+        else:
+            if self._failures:
+                log.info("MLflow answers again: run %s has been told %d things that waited", self.id, sent)
+            self._failures, self._retry_at = 0, 0.0
 
-    def _send_waiting(self) -> None:
-        assert self._client is not None
-        while self._waiting:
-            batch = [self._waiting[i] for i in range(min(_BATCH_METRICS, len(self._waiting)))]
-            self._client.log_batch(self.id, metrics=batch)
-            for _ in batch:
-                self._waiting.popleft()
+    def settle(self) -> list[Kept]:
+        """What the store does not have, with a warning that says so; where that is nothing the journal goes."""
+        left = self._journal.entries()
+        if left and self._journal.lasting:
+            what, place = journal.describe(left), self._journal.folder
+            log.warning("MLflow was not told yet: %s. It is kept in %s; `latentflow deliver` sends it.", what, place)
+        elif left:
+            log.warning("MLflow was never told: %s.", journal.describe(left))
+        else:
+            self._journal.close()
+        return left
 
-    def _read_back(self) -> None:
-        assert self._client is not None
-        for name in self._client.get_run(self.id).data.metrics:
-            self._last_step[name] = max(point.step for point in self._client.get_metric_history(self.id, name))
-        for artifact in self._client.list_artifacts(self.id, "images"):
-            self._pictures.add("+".join(Path(artifact.path).name.replace("%", "+").split("+")[:3]))
+    def _tell(self, entry: entries.Entry, payload: Path | None = None) -> None:
+        try:
+            self._journal.add(entry, payload)
+        except OSError as error:  # As little as the store may the disk of the journal end the work.
+            log.warning("MLflow will not be told of %s, which could not be kept: %s", entry.kind, error)
+        self.deliver()
+
+    def _open(self) -> "MlflowClient":
+        client = connect()
+        with store.mlflow_errors("open a run"), store.store_lock():
+            found = self._opening.open(client, self._writing)
+        self.id, self.parent_id = found.run_id, found.parent_id
+        self._opening = self._opening.known_as(found.run_id)
+        self._journal.remember(self._opening.model_dump_json())
+        if found.resumed:
+            present = _read_back(client, found.run_id)
+            for name, step in present.steps.items():
+                self._last_step[name] = max(step, self._last_step.get(name, -1))
+            self._pictures |= present.pictures
+            self._forget(present)
+        return client
+
+    def _remember(self, entry: entries.Entry) -> None:
+        """A resumed training tells again what came after its checkpoint; what waits of that is enough."""
+        if isinstance(entry, entries.Metrics):
+            for name in entry.values:
+                self._last_step[name] = max(entry.step, self._last_step.get(name, -1))
+        elif isinstance(entry, entries.Picture):
+            self._pictures.add(entry.mark)
+
+    def _forget(self, present: "_Present") -> None:
+        """What waits although the store has it: its answer was lost, or the process died before it was noted."""
+        for waiting in self._journal.entries():
+            entry = waiting.entry
+            if isinstance(entry, entries.Metrics):
+                newer = _newer(entry, present.steps)
+                if newer is None:
+                    self._journal.remove(waiting)
+                elif newer != entry:
+                    self._journal.change(waiting, newer)
+            elif isinstance(entry, entries.Picture) and entry.mark in present.pictures:
+                self._journal.remove(waiting)
+
+    def _send(self, client: "MlflowClient") -> int:
+        waiting = self._journal.entries()
+        sent = 0
+        while sent < len(waiting):
+            batch = _metrics_at(waiting[sent:]) or waiting[sent : sent + 1]
+            self._send_batch(client, batch)
+            sent += len(batch)
+        return sent
+
+    def _send_batch(self, client: "MlflowClient", batch: list[Kept]) -> None:
+        """Sends entries of metrics in one request; what the store refuses for what it is, is put aside."""
+        try:
+            if len(batch) > 1:
+                figures = [kept.entry for kept in batch if isinstance(kept.entry, entries.Metrics)]
+                entries.send_metrics(client, self.id, figures)
+            else:
+                batch[0].entry.send(client, self.id, batch[0].payload)
+        except Exception as error:
+            if not store.is_refusal(error):
+                raise
+            if len(batch) > 1:
+                for kept in batch:
+                    self._send_batch(client, [kept])
+                return
+            place = self._journal.refuse(batch[0].folder)
+            log.warning("MLflow refuses something of run %s, it is in %s: %s", self.id, place, error)
+        else:
+            for kept in batch:
+                self._journal.remove(kept)
+
+
+class _Present(NamedTuple):
+    """What a run holds in the store: the last step of each metric, and marks of pictures."""
+
+    steps: dict[str, int]
+    pictures: set[str]
+
+
+def _read_back(client: "MlflowClient", run_id: str) -> _Present:
+    names = client.get_run(run_id).data.metrics
+    steps = {name: max(point.step for point in client.get_metric_history(run_id, name)) for name in names}
+    files = client.list_artifacts(run_id, "images")
+    return _Present(steps, {"+".join(Path(file.path).name.replace("%", "+").split("+")[:3]) for file in files})
+
+
+def _newer(entry: entries.Metrics, steps: Mapping[str, int]) -> entries.Metrics | None:
+    """What of an entry is of later steps than these; None if nothing is."""
+    values = {name: value for name, value in entry.values.items() if entry.step > steps.get(name, -1)}
+    return entry.model_copy(update={"values": values}) if values else None
+
+
+def _metrics_at(waiting: list[Kept]) -> list[Kept]:
+    """The entries of metrics at the beginning that fit into one request."""
+    batch: list[Kept] = []
+    points = 0
+    for kept in waiting:
+        points += len(kept.entry.values) if isinstance(kept.entry, entries.Metrics) else _BATCH + 1
+        if points > _BATCH:
+            break
+        batch.append(kept)
+    return batch
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, RegistryError):
+        return str(error)
+    reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
+    return f"MLflow cannot be told now: {reason}."
 
 
 @contextmanager
 def training_run(
-    params: Mapping[str, str], lineage: Mapping[str, str], run_id: str | None = None, checkpoint_step: int | None = None
+    params: Mapping[str, str],
+    lineage: Mapping[str, str],
+    run_id: str | None = None,
+    checkpoint_step: int | None = None,
+    kept: Path | None = None,
 ) -> Iterator[Run]:
     """The run of one trained model, ended as FINISHED, FAILED or (SIGTERM, Ctrl-C) KILLED.
 
     It is the first of these that the store knows: ``run_id`` (from the checkpoint), MLFLOW_RUN_ID, a new run.
     A given id that the store does not know (another server, a clone) is replaced by a run rebuilt from
-    ``params`` and ``lineage`` that carries the old id in the tag latentflow.original_run_id. Without a store
-    the run logs nothing and its id is ``run_id`` or "". ``checkpoint_step`` is kept as a tag.
+    ``params`` and ``lineage`` that carries the old id in the tag latentflow.original_run_id.
+    ``checkpoint_step`` is kept as a tag. ``kept`` is a folder that outlives the process, for what the store could not
+    be told; without it that goes with the process.
     """
-    marks = {**tags(lineage), **_standard_tags(lineage)}
+    marks = {**tags(lineage), **standard_tags(lineage)}
     if checkpoint_step is not None:
         marks[RESUMED] = str(checkpoint_step)
-    run = _open(lambda client: _training(client, params, marks, run_id or ""), untracked_id=run_id or "")
-    with _ending(run):
+    waiting = Journal(kept)
+    before = _earlier(waiting)
+    known = run_id or (before.provisional_id if before else "")
+    with _session(TrainingOpening.make(params, marks, known, new_id()), waiting) as run:
         yield run
 
 
@@ -180,40 +290,22 @@ def evaluation_run(
     evaluation_fingerprint: str,
     params: Mapping[str, str] | None = None,
     model_metrics: Mapping[str, float] | None = None,
+    kept: Path | None = None,
 ) -> Iterator[Run]:
     """A child of the model's run, one per evaluation fingerprint: repeating an evaluation finds its run again.
 
     Where the store does not know the model's run, that is rebuilt first from the manifest's lineage and
     ``model_metrics`` (the model folder's metrics.json). ``run.parent_id`` is the model's run in this store.
+    ``kept`` as in `training_run`.
     """
-
-    def child(client: "MlflowClient") -> Run:
-        parent = model_run(client, model, model_metrics or {})
-        run = _evaluation(client, parent, evaluation_fingerprint, params or {})
-        if run.resumed:
-            client.update_run(run.id, status="RUNNING")
-        return run
-
-    run = _open(child, untracked_id="")
-    with _ending(run):
+    opening = EvaluationOpening(
+        model=model,
+        evaluation=evaluation_fingerprint,
+        params=dict(params or {}),
+        model_metrics=dict(model_metrics or {}),
+    )
+    with _session(opening, Journal(kept)) as run:
         yield run
-
-
-def model_run(client: "MlflowClient", model: ModelManifest, metrics: Mapping[str, float]) -> str:
-    """The id, in this store, of the run in which the model was trained; rebuilt once where it is unknown."""
-    # A model that was trained without a store has no id: its digest stands for one, so that it is found again too.
-    original = model.mlflow_run_id or f"untracked-{model.digest[:26]}"
-    with store.store_lock():
-        if found := _find_training(client, original):
-            return found
-        lineage, params = split_params(model.lineage)
-        marks = {**tags(lineage), **_standard_tags(lineage), ORIGINAL: original}
-        run_id = _create(client, marks, f"rebuilt {original[:8]}")
-        _log_params(client, run_id, params)
-        run = Run(client, run_id)
-        run.log_metrics(metrics)
-        run.end("FINISHED")
-        return run_id
 
 
 def record_judged(
@@ -223,103 +315,47 @@ def record_judged(
 
     ``judged`` says what was judged; evaluations are found again by it, see judged.py.
     """
-    run = _evaluation(client, parent, evaluation.fingerprint, {})
-    run.log_metrics(evaluation.metrics)
-    present = {file.path for file in client.list_artifacts(run.id)}
+    run_id = open_evaluation(client, parent, evaluation.fingerprint, {}, writing=False).run_id
+    present = dict.fromkeys(client.get_run(run_id).data.metrics, 0)
+    if missing := _newer(entries.Metrics.now(evaluation.metrics, step=0), present):
+        entries.send_metrics(client, run_id, [missing])
+    files = {file.path for file in client.list_artifacts(run_id)}
     for path in sorted(folder.iterdir()):
-        if path.name in present:
-            continue
-        if path.is_dir():
-            client.log_artifacts(run.id, str(path), path.name)
-        else:
-            client.log_artifact(run.id, str(path))
-    client.set_tag(run.id, JUDGED, judged)
-    run.end("FINISHED")
-    return run.id
+        if path.name not in files:
+            entries.Artifact(time=entries.now(), folder="").send(client, run_id, path)
+    client.set_tag(run_id, JUDGED, judged)
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
 
 
-def _open(make: Callable[["MlflowClient"], Run], untracked_id: str) -> Run:
+def deliver(kept: Path) -> list[Kept]:
+    """Sends what an ended process could not; returns what is left, which `settle` has warned of."""
+    waiting = Journal(kept)
+    opening = _earlier(waiting)
+    if opening is None:
+        return waiting.entries()
+    return Run(opening, waiting, writing=False).settle()
+
+
+def _earlier(waiting: Journal) -> Opening | None:
+    """How the process before opened the run, if it told so in a form that this version reads."""
     try:
-        client = connect()
-        with store.mlflow_errors("open a run"), store.store_lock():
-            return make(client)
-    except RegistryError as error:
-        log.warning("%s The work goes on without MLflow.", error)
-        return Run(None, untracked_id)
+        return OPENING.validate_json(waiting.opening() or b"")
+    except ValidationError:
+        return None
 
 
-def _training(client: "MlflowClient", params: Mapping[str, str], marks: dict[str, str], given: str) -> Run:
-    wanted = [run_id for run_id in (given, os.environ.get("MLFLOW_RUN_ID")) if run_id]
-    found = next((found for run_id in wanted if (found := _find_training(client, run_id))), "")
-    if wanted and found != wanted[0]:
-        marks = {**marks, ORIGINAL: wanted[0]}
-    run = Run(client, found or _create(client, marks), resumed=bool(found))
-    if found:
-        client.update_run(found, status="RUNNING")
-        for key, value in marks.items():
-            client.set_tag(found, key, value)
-    _log_params(client, run.id, params)
-    return run
-
-
-def _evaluation(client: "MlflowClient", parent: str, evaluation_fingerprint: str, params: Mapping[str, str]) -> Run:
-    experiment = client.get_run(parent).info.experiment_id
-    query = f"tags.`{PARENT}` = '{parent}' and tags.`{EVALUATION}` = '{evaluation_fingerprint}'"
-    if found := client.search_runs([experiment], query, max_results=1):
-        run = Run(client, found[0].info.run_id, parent, resumed=True)
-    else:
-        lineage = lineage_from_environment()
-        marks = {PARENT: parent, EVALUATION: evaluation_fingerprint, **tags(lineage), **_standard_tags(lineage)}
-        name = f"evaluation {evaluation_fingerprint[:8]}"
-        run = Run(client, client.create_run(experiment, tags=marks, run_name=name).info.run_id, parent)
-    _log_params(client, run.id, params)
-    return run
-
-
-def _find_training(client: "MlflowClient", run_id: str) -> str:
-    """``run_id`` itself if the store has it, else the run that was rebuilt for it, else ""."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        if client.get_run(run_id).info.lifecycle_stage == "active":
-            return run_id
-    except MlflowException as error:
-        if not store.is_missing(error):
-            raise
-    rebuilt = client.search_runs([store.experiment_id(client)], f"tags.`{ORIGINAL}` = '{run_id}'", max_results=1)
-    return str(rebuilt[0].info.run_id) if rebuilt else ""
-
-
-def _create(client: "MlflowClient", run_tags: dict[str, str], name: str | None = None) -> str:
-    return str(client.create_run(store.experiment_id(client), tags=run_tags, run_name=name).info.run_id)
-
-
-def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, str]) -> None:
-    """Logs what the run does not have yet: a logged parameter can never change."""
-    from mlflow.entities import Param
-
-    present = client.get_run(run_id).data.params
-    wanted = {name: value[:_PARAM_LENGTH] for name, value in params.items()}
-    if changed := [name for name, value in wanted.items() if present.get(name, value) != value]:
-        log.warning("MLflow run %s keeps its first values of %s", run_id, ", ".join(sorted(changed)))
-    new = [Param(name, value) for name, value in wanted.items() if name not in present]
-    for start in range(0, len(new), _BATCH_PARAMS):
-        client.log_batch(run_id, params=new[start : start + _BATCH_PARAMS])
-
-
-def _standard_tags(lineage: Mapping[str, str]) -> dict[str, str]:
-    """The columns Source, Version and User of MLflow's own table of runs."""
-    standard = {"mlflow.source.name": "latentflow", "mlflow.source.type": "LOCAL"}
-    if user := os.environ.get("USER"):
-        standard["mlflow.user"] = user
-    if commit := lineage.get("git_commit"):
-        standard["mlflow.source.git.commit"] = commit
-    return standard
-
-
-def _picture_mark(key: str, step: int) -> str:
-    """How MLflow begins the file name of a picture of this key and step."""
-    return f"{key.replace('/', '~')}+step+{step}"
+@contextmanager
+def _session(opening: Opening, kept: Journal) -> Iterator[Run]:
+    """A run that is written until the block ends, and then ended."""
+    # How an earlier process ended is no longer true.
+    for waiting in kept.entries():
+        if isinstance(waiting.entry, entries.End):
+            kept.remove(waiting)
+    kept.remember(opening.model_dump_json())
+    run = Run(opening, kept)
+    with _ending(run):
+        yield run
 
 
 @contextmanager

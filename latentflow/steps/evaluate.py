@@ -192,6 +192,7 @@ def _evaluate(params: EvaluateParams, sources: _Sources, weights: dict[str, str]
     record_set = RecordSet.open(sources.records_folder)
     plan = Plan.make(record_set.table, params)
     _check(plan, params, sources.records_folder)
+    _check_steps(pipeline, params)
     networks = Networks.load(params.weights)
     heldout, doubts = _heldout(sources, record_set, params)
     case = Case(Artist(pipeline, settings), plan, record_set, heldout, networks, weights, params, VERSION)
@@ -199,6 +200,17 @@ def _evaluate(params: EvaluateParams, sources: _Sources, weights: dict[str, str]
     for doubt in doubts:
         log.warning("%s: %s", pipeline, doubt)
     return replace(findings, warnings=[*doubts, *caveats(findings)]), record_set
+
+
+def _check_steps(pipeline: Path, params: EvaluateParams) -> None:
+    from latentflow.registry.pyfunc_model import fewest_steps
+
+    least = fewest_steps(pipeline)
+    if min([params.steps, *params.grid.steps]) < least:
+        raise LatentflowError(
+            f"this model's pipeline draws in at least {least} steps, and evaluate.steps is {params.steps} with "
+            f"evaluate.grid.steps {params.grid.steps}: raise them."
+        )
 
 
 def _check(plan: "Plan", params: EvaluateParams, records: Path) -> None:
@@ -300,12 +312,14 @@ def _record(
     results: Path,
 ) -> str:
     """Logs to the evaluation's child run, found again by its fingerprint; returns its id, "" without MLflow."""
+    from latentflow.registry import journal
     from latentflow.registry.lineage import flat_params
     from latentflow.registry.tracking import evaluation_run
 
     metrics_file = model / METRICS
     figures = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file.is_file() else {}
-    with evaluation_run(trained, manifest.fingerprint, flat_params(inputs), figures) as run:
+    kept = results.parent / journal.NAME
+    with evaluation_run(trained, manifest.fingerprint, flat_params(inputs), figures, kept) as run:
         run.log_dataset("records", manifest.inputs["records"], sources.records.source, "evaluation")
         run.log_metrics(manifest.metrics)
         # Files of one name replace each other, so a run that was cut short here is completed.

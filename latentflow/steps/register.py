@@ -116,8 +116,10 @@ def _judge(
 
 def _register(params: RegisterParams, package: "Package", model: Path, judge: "Judge | None") -> "Version":
     from latentflow.registry import store, versions
+    from latentflow.registry.delivering import deliver_for
 
     client = store.connect()
+    deliver_for(package.model.fingerprint, package.evaluation.fingerprint)
     gate = _Gate(client, params, package, judge)
     with store.mlflow_errors(f"register {params.name!r}"):
         registration = versions.Registration(client, params, package, _metrics(model))

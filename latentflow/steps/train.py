@@ -350,6 +350,7 @@ def _observed(
 
     Only the main process has one.
     """
+    from latentflow.registry import journal
     from latentflow.registry.lineage import flat_params
     from latentflow.registry.tracking import training_run
     from latentflow.training.interruption import PreemptedError
@@ -367,6 +368,7 @@ def _observed(
                     lineage,
                     run_id=progress.mlflow_run_id if progress else None,
                     checkpoint_step=progress.step if progress else None,
+                    kept=work / journal.NAME,
                 )
             )
             opened.append(run)

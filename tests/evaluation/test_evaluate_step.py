@@ -26,6 +26,7 @@ from latentflow.evaluation.judge import TIMINGS
 from latentflow.evaluation.units import read_units
 from latentflow.manifest import DuplicateCounts, EvaluationManifest, ModelManifest, RecordsManifest
 from latentflow.params import EvaluateInputs, EvaluateParams
+from latentflow.registry import pyfunc_model
 from latentflow.steps import evaluate
 
 WORDS = ["red", "green", "blue", "heart", "star", "face", "dog", "cat", "sun", "moon"]
@@ -295,6 +296,15 @@ def test_folders_that_do_not_belong_together_are_refused_before_drawing(
     with pytest.raises(LatentflowError, match="at least 2 distinct training captions"):
         run(inputs_folder, captions=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_fewer_steps_than_the_pipeline_can_draw_in(inputs_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pyfunc_model, "fewest_steps", lambda _: 2)
+    monkeypatch.setattr(drawing.Artist, "__init__", lambda *_: pytest.fail("a pipeline was loaded"))
+    with pytest.raises(
+        LatentflowError, match=r"at least 2 steps, and evaluate\.steps is 2 with evaluate\.grid\.steps \[1\]"
+    ):
+        run(inputs_folder)
 
 
 def test_a_model_that_diverged_is_named_and_nothing_is_kept(inputs_folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,9 @@ from registry_helpers import NAME
 from tiny import CALL
 
 from latentflow.errors import LatentflowError, RegistryError
-from latentflow.registry import pulling
+from latentflow.generation.drawing import draw
+from latentflow.generation.orders import Dials
+from latentflow.registry import pulling, pyfunc_model
 
 PROMPT = "red heart"
 
@@ -37,7 +39,7 @@ other = model.predict({"prompt": [prompt]}, params={"seed": 7, "guidance": 5.0, 
 Path(out, "mlflow-other.png").write_bytes(base64.b64decode(other["image"][0]))
 try:
     model.unwrap_python_model().predict(None, {"prompt": ["a"]}, {"sead": 7})
-except ValueError as error:
+except mlflow.exceptions.MlflowException as error:
     Path(out, "refusal.txt").write_text(str(error))
 rows = model.predict([{"prompt": "blue cat"}], params={"seed": 7})
 assert rows["image"][0] == answer["image"][1]
@@ -63,22 +65,20 @@ def test_three_ways_give_the_same_picture(registered: Path, drawn_in_one_thread:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     folder = pulling.pull(f"models:/{NAME}@champion", tmp_path / "pulled")
-    with_us = pulling.draw(folder, [PROMPT, "blue cat"], seed=7)
+    with_us = draw(folder, [PROMPT, "blue cat"], seed=7)
     assert png(with_us[0]) == (tmp_path / "mlflow-0.png").read_bytes() == (tmp_path / "diffusers.png").read_bytes()
     assert png(with_us[1]) == (tmp_path / "mlflow-1.png").read_bytes()
-    other = pulling.draw(folder, [PROMPT], seed=7, guidance=5.0, steps=2)[0]
+    other = draw(folder, [PROMPT], 7, Dials(guidance=5.0, steps=2))[0]
     assert png(other) == (tmp_path / "mlflow-other.png").read_bytes() != png(with_us[0])
     assert "sead" in (tmp_path / "refusal.txt").read_text()
 
 
 def test_a_picture_depends_on_its_prompt_and_seed_alone(tiny_pipeline: Path) -> None:
-    given = {"steps": 3, "guidance": 2.0}
-    both = pulling.draw(tiny_pipeline, [PROMPT, "blue cat"], seed=3, **given)
-    alone = pulling.draw(tiny_pipeline, ["blue cat"], seed=3, **given)
+    given = Dials(steps=3, guidance=2.0)
+    both = draw(tiny_pipeline, [PROMPT, "blue cat"], 3, given)
+    alone = draw(tiny_pipeline, ["blue cat"], 3, given)
     assert np.array_equal(np.asarray(both[1]), np.asarray(alone[0]))
-    assert not np.array_equal(
-        np.asarray(both[1]), np.asarray(pulling.draw(tiny_pipeline, ["blue cat"], seed=4, **given)[0])
-    )
+    assert not np.array_equal(np.asarray(both[1]), np.asarray(draw(tiny_pipeline, ["blue cat"], 4, given)[0]))
 
 
 def test_pulled_models_are_kept_and_folders_are_taken_as_they_are(
@@ -136,8 +136,57 @@ def test_an_unreachable_registry(closed_port: int) -> None:
         ({}, "no default for steps, guidance"),
         ({"steps": 0, "guidance": 1.0}, "steps is 0"),
         ({"steps": 2, "guidance": -1.0}, "guidance"),
+        ({"steps": 2, "guidance": 2.0, "width": 4096}, "width is 4096: it must be at least 1 and at most 64"),
+        ({"steps": 2, "guidance": 2.0, "width": 20}, "divisible by 8"),
+        ({"steps": 2, "guidance": 2.0, "sampler": "eular"}, "sampler is 'eular': it must be one of euler, heun"),
     ],
 )
-def test_settings_that_cannot_be_drawn(tiny_pipeline: Path, asked: dict[str, float], message: str) -> None:
+def test_settings_that_cannot_be_drawn(tiny_pipeline: Path, asked: dict[str, object], message: str) -> None:
     with pytest.raises(LatentflowError, match=message):
-        pulling.draw(tiny_pipeline, [PROMPT], **asked)
+        draw(tiny_pipeline, [PROMPT], dials=Dials.model_validate(asked))
+
+
+def test_one_step_where_the_pipeline_believes_in_a_distilled_model(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, fewest in {"PixArtAlphaPipeline": 2, "FluxPipeline": 1}.items():
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        assert pyfunc_model.fewest_steps(tmp_path) == fewest
+    monkeypatch.setattr(pyfunc_model, "fewest_steps", lambda _: 2)
+    with pytest.raises(LatentflowError, match="steps is 1: this model's pipeline draws in at least 2"):
+        draw(tiny_pipeline, [PROMPT], dials=Dials(steps=1, guidance=1.0))
+
+
+def test_what_is_there_whole_is_not_fetched_again_and_what_is_damaged_is(registered: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pulled"
+    first = pulling.pull_pinned(f"models:/{NAME}@champion", out)
+    assert (first.address, first.fetched > 5) == (f"models:/{NAME}/1", True)
+    assert pulling.pull_pinned(f"models:/{NAME}/1", out).fetched == 0
+    (out / "generation.json").write_text("{}")
+    assert pulling.pull_pinned(f"models:/{NAME}@champion", out).fetched == first.fetched
+    assert json.loads((out / "generation.json").read_text())["guidance"] == 2.0
+
+
+def test_a_download_that_broke_off_goes_on(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from latentflow.registry import fetching
+
+    real, done = fetching._download, []
+
+    def breaks(repository: object, file: fetching._File, waiting: Path) -> None:
+        if len(done) == 4:
+            raise OSError("connection reset")
+        done.append(file.path)
+        real(repository, file, waiting)  # type: ignore[arg-type]
+
+    out = tmp_path / "pulled"
+    with monkeypatch.context() as broken:
+        broken.setattr(fetching, "_download", breaks)
+        with pytest.raises(RegistryError, match="connection reset"):
+            pulling.pull(f"models:/{NAME}@champion", out)
+    assert not out.exists()
+    whole = pulling.pull_pinned(f"models:/{NAME}@champion", tmp_path / "whole")
+    rest = pulling.pull_pinned(f"models:/{NAME}@champion", out)
+    assert rest.fetched == whole.fetched - 4
+    for file in (path for path in whole.folder.rglob("*") if path.is_file()):
+        assert (out / file.relative_to(whole.folder)).read_bytes() == file.read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

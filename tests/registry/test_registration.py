@@ -190,13 +190,15 @@ def test_the_package(project: Path, model: Path, evaluation: Path, tmp_path: Pat
     assert f"torch=={installed('torch').partition('+')[0]}" in requirements
     assert not any("latentflow" in line or "+" in line for line in requirements)
     signature = Model.load(str(folder)).signature
-    assert signature.inputs.input_names() == ["prompt"]
+    assert signature.inputs.input_names() == ["prompt", "negative_prompt"]
+    assert signature.inputs.required_input_names() == ["prompt"]
     assert {p.name: p.default for p in signature.params.params} == {
         "seed": 0,
         "steps": 3,
         "guidance": 2.0,
         "height": 16,
         "width": 16,
+        "sampler": "euler",
     }
 
 
