@@ -45,8 +45,16 @@ class Section(BaseModel):
 
 # Fields that only some sources read, by the prefix of `source`.
 _OF_SOURCES = {"revision": ("hf", "dvc"), "path": ("dvc",), "subset": ("hf",)}
+# What is computed of the picture, or a column of the records.
+ImageSource = Annotated[str, Field(max_length=107)]
 # A column's name is part of a file's name in the records.
 Column = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]{1,100}$")]
+
+
+def column_of(image: str) -> str:
+    """``pose`` of column:pose, and nothing of what is computed."""
+    kind, _, name = image.partition(":")
+    return name if kind == "column" else ""
 
 
 def source_kind(source: str) -> str:
@@ -157,6 +165,14 @@ class EncodeParams(Section):
     )
     batch_size: Count = Field(description="pictures or captions per encoder call; the last one is padded")
     shard_size: Count = Field(description="records per shard")
+    control_image: ImageSource = Field(
+        description="what a ControlNet is led by: `edges` of each picture, or `column:NAME`, a condition column of "
+        "pictures; empty: none"
+    )
+    reference_image: ImageSource = Field(
+        description="what an IP-Adapter is shown: `picture`, the record's own, or `column:NAME`; empty: none"
+    )
+    image_encoder: str = Field(description="folder or hub id of the CLIP or SigLIP that embeds reference images")
     dtype: Literal["float32", "float16", "bfloat16"] = Field(description="type in which tensors are stored")
     precision: Literal["fp32", "bf16"] = Field(description="arithmetic of the VAE; bf16 is faster on a GPU and coarser")
     workers: int = Field(
@@ -170,6 +186,18 @@ class EncodeParams(Section):
         if max_tokens in (1, 2):
             raise ValueError("two tokens begin and end a caption; give at least 3, or 0 for a pipeline's own length")
         return max_tokens
+
+    @model_validator(mode="after")
+    def _images_can_be_had(self) -> Self:
+        for field, computed in (("control_image", "edges"), ("reference_image", "picture")):
+            value = getattr(self, field)
+            if value not in ("", computed) and not column_of(value):
+                raise ValueError(f"{field} is `{computed}`, `column:NAME` or empty, found {value!r}")
+        if bool(self.reference_image) != bool(self.image_encoder):
+            raise ValueError("reference_image and image_encoder need each other: give both or neither")
+        if self.clip_frames and (self.control_image or self.reference_image):
+            raise ValueError("control_image and reference_image belong to pictures; set clip_frames to 0")
+        return self
 
     @model_validator(mode="after")
     def _ratios_hold_the_square(self) -> Self:
@@ -263,14 +291,21 @@ class ModelParams(Section):
 
 
 class AdapterParams(Section):
-    kind: Literal["none", "lora", "dora"] = Field(
-        description="`lora` or `dora` trains low-rank changes of model.pretrained; `none` the weights themselves"
+    kind: Literal["none", "lora", "dora", "controlnet", "ip_adapter"] = Field(
+        description="`lora` or `dora` trains low-rank changes of model.pretrained, `controlnet` or `ip_adapter` what "
+        "leads it by images, beside it; `none` the weights themselves"
     )
     rank: Count = Field(description="rank of the changes")
     alpha: Positive = Field(description="the changes are scaled by alpha / rank")
     targets: list[str] = Field(
         max_length=64, description="endings of the names of adapted layers; empty takes the class's own choice"
     )
+    image_dropout: Fraction = Field(description="ip_adapter: share of samples trained without their image")
+
+    @property
+    def by_images(self) -> bool:
+        """Whether a part beside the denoiser learns to lead it by images."""
+        return self.kind in ("controlnet", "ip_adapter")
 
 
 class TrainParams(Section):
@@ -387,6 +422,8 @@ class TrainParams(Section):
             raise ValueError(f"ema_lengths needs two different lengths or none, found {self.ema_lengths}")
         if self.adapter.kind != "none" and (self.trainable or self.ema_lengths):
             raise ValueError("an adapter is trained by itself: leave trainable and ema_lengths empty")
+        if self.adapter.by_images and self.sharding != "replicate":
+            raise ValueError(f"adapter {self.adapter.kind} is trained with sharding replicate, not {self.sharding}")
         if "optimizer" in self.offload and self.sharding != "fsdp2":
             raise ValueError("offload of the optimizer needs sharding fsdp2")
         if self.sharding == "fsdp2" and self.optimizer != "adamw":
@@ -507,6 +544,10 @@ class Params(Section):
     def _fits_together(self) -> Self:
         if self.train.adapter.kind != "none" and not self.model.pretrained:
             raise ValueError("train.adapter changes a trained denoiser: name one in model.pretrained")
+        for field in ("control_image", "reference_image"):
+            column = column_of(getattr(self.encode, field))
+            if column and column not in self.ingest.condition_columns:
+                raise ValueError(f"encode.{field} names the column {column}: add it to ingest.condition_columns")
         if self.train.warmup_fraction == 1 and self.train.schedule != "constant":
             raise ValueError("train.warmup_fraction 1 leaves no step for the schedule; give less than 1")
         if self.encode.bucket_step and self.autoencoder.resolution % self.encode.bucket_step:

@@ -14,7 +14,9 @@ class Condition:
 
     ``pooled`` (n, width): the caption as one vector. ``sizes`` (n, 6): height and width of the original, top and left
     of the crop, height and width of the picture, in pixels. ``guidance`` (n,): the guidance scale that a
-    guidance-distilled model is told. Each is None where nothing gives it.
+    guidance-distilled model is told. ``control`` (n, 3, h, w) uint8: the picture by which a ControlNet leads, of the
+    size of the picture. ``image`` (n, width): the embedding of a reference image, zeros for none. Each is None where
+    nothing gives it.
     """
 
     text: Tensor
@@ -22,6 +24,8 @@ class Condition:
     pooled: Tensor | None = None
     sizes: Tensor | None = None
     guidance: Tensor | None = None
+    control: Tensor | None = None
+    image: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -46,6 +50,14 @@ class Condition:
     def guided(self, scale: float) -> Self:
         """With that guidance scale told to every sample."""
         return replace(self, guidance=torch.full((len(self),), scale, device=self.text.device))
+
+    def contrast(self, empty: Self) -> Self:
+        """What classifier-free guidance moves away from: the ``empty`` caption, no reference image, the same control.
+
+        ``empty`` is a single row.
+        """
+        image = None if self.image is None else torch.zeros_like(self.image)
+        return replace(empty.rows(len(self)), control=self.control, image=image)
 
     def rows(self, count: int) -> Self:
         """Of a single row, ``count`` times the same."""

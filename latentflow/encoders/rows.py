@@ -60,7 +60,7 @@ class PictureRows:
             "clip": [params.clip_frames, params.clip_stride, params.clip_fps],
             "version": LATENTS_VERSION,
         } | ({"force_rerun": token} if token else {})
-        self.folder = _namespace(store / "latents", self.made_from)
+        self.folder = namespace(store / "latents", self.made_from)
         self._packs: dict[str, Packs] = {}
 
     def packs(self, job: LatentsJob) -> Packs:
@@ -72,7 +72,7 @@ class PictureRows:
 
     @cached_property
     def vae(self) -> ModelMixin:
-        _note(self.folder, self.made_from)
+        note(self.folder, self.made_from)
         vae = vae_room.load_from(self._autoencoder)
         vae.to(best_device())
         return vae
@@ -87,13 +87,13 @@ class PictureRows:
         loader = torch.utils.data.DataLoader(
             decoded,
             batch_size=None,
-            num_workers=_workers(self.params.workers, len(batches)),
+            num_workers=workers(self.params.workers, len(batches)),
             pin_memory=self.vae.device.type == "cuda",
         )
         for (rows, new), (pixels, sizes) in zip(batches, loader, strict=True):
             tensors = self._latents(pixels, clips=bool(job.frames)) | sizes
-            tensors["source"] = _as_rows([records[row].sha256 for row in rows])
-            _require_finite(tensors, [records[row].id for row in rows])
+            tensors["source"] = as_rows([records[row].sha256 for row in rows])
+            require_finite(tensors, [records[row].id for row in rows])
             yield {name: tensor[:new] for name, tensor in tensors.items()}
 
     def _latents(self, pixels: Tensor, clips: bool) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ class CaptionRows:
             | {"dtype": params.dtype, "version": TEXT_VERSION}
             | ({"force_rerun": token} if token else {})
         )
-        self.folder = _namespace(store / "text", self.made_from)
+        self.folder = namespace(store / "text", self.made_from)
         self._packs = Packs(self.folder / "rows", "text")
 
     def packs(self, job: TextJob) -> Packs:  # noqa: ARG002
@@ -145,7 +145,7 @@ class CaptionRows:
 
     @cached_property
     def text(self) -> CaptionEncoder:
-        _note(self.folder, self.made_from)
+        note(self.folder, self.made_from)
         text = self.source.load()
         text.to(best_device())
         return text
@@ -153,14 +153,14 @@ class CaptionRows:
     def encode(self, job: TextJob, wanted: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """The tensors of the job's captions ``wanted``, batch by batch."""
         captions = [job.captions[row] for row in wanted]
-        keys = _as_rows([_caption_key(caption) for caption in captions])
+        keys = as_rows([_caption_key(caption) for caption in captions])
         dtype = getattr(torch, self.params.dtype)
         for rows, new in full_batches(len(captions), self.params.batch_size):
             told = self.text.encode([captions[row] for row in rows])
             tensors = {"text": told.text.to(dtype).cpu(), "text_mask": told.mask.cpu(), "source": keys[rows]}
             if told.pooled is not None:
                 tensors["text_pooled"] = told.pooled.to(dtype).cpu()
-            _require_finite(tensors, [captions[row] for row in rows])
+            require_finite(tensors, [captions[row] for row in rows])
             yield {name: tensor[:new] for name, tensor in tensors.items()}
 
     @property
@@ -219,11 +219,12 @@ class _Decoded(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return np.stack([pixels for pixels, _ in frames]), frames[0][1]
 
 
-def _namespace(root: Path, made_from: dict[str, Any]) -> Path:
+def namespace(root: Path, made_from: dict[str, Any]) -> Path:
+    """Where the rows lie that are made in one way."""
     return root / digest_json(made_from)[:32]
 
 
-def _note(folder: Path, made_from: dict[str, Any]) -> None:
+def note(folder: Path, made_from: dict[str, Any]) -> None:
     """Says beside the packs what they were made from, for `encode --explain`."""
     write_json(folder / MADE_FROM, made_from)
 
@@ -232,18 +233,19 @@ def _caption_key(caption: str) -> bytes:
     return hashlib.sha256(caption.encode()).digest()
 
 
-def _workers(wanted: int, batches: int) -> int:
+def workers(wanted: int, batches: int) -> int:
     """Worker processes beside this one: at most 8 unless asked for, and none for a single batch."""
     found = wanted or min(8, len(os.sched_getaffinity(0)) - 1)
     return min(found, batches) if found > 1 and batches > 1 else 0
 
 
-def _as_rows(digests: Sequence[bytes]) -> Tensor:
+def as_rows(digests: Sequence[bytes]) -> Tensor:
     """Digests as (n, 32) uint8."""
     return torch.from_numpy(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32).copy())
 
 
-def _require_finite(tensors: dict[str, Tensor], names: Sequence[str]) -> None:
+def require_finite(tensors: dict[str, Tensor], names: Sequence[str]) -> None:
+    """Raises LatentflowError that names the first of ``names`` whose row is not."""
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             row = int((~torch.isfinite(tensor)).flatten(1).any(dim=1).nonzero()[0, 0])

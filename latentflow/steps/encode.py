@@ -18,6 +18,7 @@ from latentflow.files import (
     clone_file,
     copy_tree_or_file,
     digest_json,
+    digest_model,
     sha256_file,
     write_json,
 )
@@ -26,6 +27,7 @@ from latentflow.manifest import (
     AutoencoderManifest,
     EncodedManifest,
     EncodedPart,
+    ImageFacts,
     RecordsManifest,
     Shard,
     TextFacts,
@@ -75,7 +77,8 @@ def run(inputs: EncodeInputs, records: Path, autoencoder: Path, out: Path, force
                 with atomic_folder(out) as folder:
                     for one in finished:
                         copy_tree_or_file(one.pack, folder / one.shard.file)
-                    work.describe([one.shard for one in finished], work.hand_over_text(folder), folder)
+                    text, images = work.hand_over_text(folder), work.hand_over_images(folder)
+                    work.describe([one.shard for one in finished], text, images, folder)
                 drop_superseded([one.pack for one in finished])
     return EncodedManifest.read(out)
 
@@ -126,9 +129,11 @@ def _encode_part(work: "_Work", part: Part, out: Path) -> EncodedPart:
     for one in finished:
         with atomic_file(out / one.shard.file) as temporary:
             clone_file(one.pack, temporary)
-    text = work.hand_over_text(out) if part.number == 1 else None
+    text, images = (work.hand_over_text(out), work.hand_over_images(out)) if part.number == 1 else (None, None)
     shards = [one.shard for one in finished]
-    made = EncodedPart(fingerprint=work.fingerprint, number=part.number, of=part.of, shards=shards, text=text)
+    made = EncodedPart(
+        fingerprint=work.fingerprint, number=part.number, of=part.of, shards=shards, text=text, images=images
+    )
     made.write(out)
     return made
 
@@ -152,9 +157,9 @@ def merge(
         work = _Work.open(inputs, records, autoencoder, force_rerun)
         parts = _parts(folders or [out], work.fingerprint)
         shards = {shard.file: shard for part in parts for shard in part.shards}
-        (text,) = [part.text for part in parts if part.text]
+        ((text, images),) = [(part.text, part.images or ImageFacts()) for part in parts if part.text]
         out.mkdir(parents=True, exist_ok=True)
-        manifest = work.describe([shards[job.file] for job in work.plan.jobs], text, out)
+        manifest = work.describe([shards[job.file] for job in work.plan.jobs], text, images, out)
         if storage:
             shared = SharedSet(storage, work.fingerprint)
             shared.put(autoencoder, last=FILE, within=AUTOENCODER)
@@ -189,6 +194,7 @@ class _Work:
         from latentflow.data.records import RecordSet
         from latentflow.encoders import captions
         from latentflow.encoders.filling import Encoders
+        from latentflow.encoders.image_rows import ImageRows
         from latentflow.encoders.rows import CaptionRows, PictureRows
 
         params, vae_manifest = inputs.encode, AutoencoderManifest.read(autoencoder)
@@ -198,9 +204,12 @@ class _Work:
             "autoencoder": vae_manifest.digest,
             "text_encoder": source.digest,
         }
+        if params.image_encoder:
+            digests["image_encoder"] = digest_model(params.image_encoder)
         rows = store() / "encode"
         encoders = Encoders(
             PictureRows(params, record_set, autoencoder, vae_manifest.weights, rows, token),
+            ImageRows(params, record_set, rows, token),
             CaptionRows(params, source, rows, token),
         )
         made = plan.make(record_set.arrow, _layout(inputs, autoencoder, vae_manifest.resolution))
@@ -232,7 +241,11 @@ class _Work:
         every = [caption for job in self.plan.text for caption in job.captions]
         return captions.source.hand_over(captions.saved, folder, every, prompts.shard)
 
-    def describe(self, shards: list[Shard], text: TextFacts, folder: Path) -> EncodedManifest:
+    def hand_over_images(self, folder: Path) -> ImageFacts:
+        """Writes the image encoder to ``folder`` where there is one: the finished adapter is to have it from there."""
+        return self.encoders.images.hand_over(folder)
+
+    def describe(self, shards: list[Shard], text: TextFacts, images: ImageFacts, folder: Path) -> EncodedManifest:
         """Writes index, metrics and manifest of the set of ``shards`` into ``folder``."""
         from latentflow.data.records import SPLITS
         from latentflow.data.shards import INDEX, statistics, write_index
@@ -254,7 +267,7 @@ class _Work:
             # What only pipelines' text models have does not change the digest of other sets.
             "text": text.model_dump(exclude_defaults=True),
             "index": index,
-        }
+        } | ({"images": facts} if (facts := images.model_dump(exclude_defaults=True)) else {})
         manifest = EncodedManifest(
             digest=digest_json(content),
             fingerprint=self.fingerprint,
@@ -274,6 +287,7 @@ class _Work:
             resolution=self.resolution,
             sample_prompts=self.inputs.encode.sample_prompts,
             origin=_origin(self.records.manifest),
+            images=images,
         )
         manifest.write(folder)
         return manifest
@@ -307,6 +321,7 @@ def _layout(inputs: EncodeInputs, autoencoder: Path, resolution: int) -> "Layout
         clip_stride=params.clip_stride,
         clip_fps=params.clip_fps,
         shard_size=params.shard_size,
+        images=bool(params.control_image or params.reference_image),
     )
 
 
