@@ -3,12 +3,15 @@
 from latentflow.denoisers.families import DIFFUSION, FAMILIES, PIPELINES, Denoiser, load, read_diffusion
 from latentflow.denoisers.family import Family
 from latentflow.denoisers.intake import Captions
+from latentflow.denoisers.led import Images
 from latentflow.denoisers.starting import (
     Beginning,
     begin,
     build,
     check,
+    check_images,
     family_for,
+    lead,
     pretrained,
     start,
     start_digest,
@@ -24,10 +27,13 @@ __all__ = [
     "Captions",
     "Denoiser",
     "Family",
+    "Images",
     "begin",
     "build",
     "check",
+    "check_images",
     "family_for",
+    "lead",
     "load",
     "pretrained",
     "read_diffusion",

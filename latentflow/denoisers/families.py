@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 from latentflow.data.condition import Condition
 from latentflow.denoisers.auraflow import AuraFlow
+from latentflow.denoisers.controlnet import ControlledUNet, ControlledXL
 from latentflow.denoisers.family import Family, NewFamily
 from latentflow.denoisers.flux import Flux
+from latentflow.denoisers.ip_adapter import FOLDER as IP_ADAPTER
+from latentflow.denoisers.ip_adapter import PromptedUNet, PromptedXL
+from latentflow.denoisers.led import LedFamily
 from latentflow.denoisers.pixart import PixArt
 from latentflow.denoisers.stable_diffusion_3 import StableDiffusion3
 from latentflow.denoisers.stable_diffusion_xl import StableDiffusionXL
@@ -34,6 +38,15 @@ PIPELINES: dict[str, Family] = {
     family.pipeline_class: family for family in (*FAMILIES.values(), StableDiffusionXL(), StableDiffusion3(), Flux())
 }
 """All, by the pipelines that they ship in."""
+
+LED: dict[str, dict[str, LedFamily]] = {
+    "controlnet": {"StableDiffusionPipeline": ControlledUNet(), "StableDiffusionXLPipeline": ControlledXL()},
+    "ip_adapter": {"StableDiffusionPipeline": PromptedUNet(), "StableDiffusionXLPipeline": PromptedXL()},
+}
+"""What a family becomes when a part beside it leads it by images: by train.adapter.kind and its own pipeline."""
+
+CONTROLLED: dict[str, Family] = {family.pipeline_class: family for family in LED["controlnet"].values()}
+"""By the pipelines that hold a ControlNet too."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,7 @@ def read_diffusion(folder: Path) -> Diffusion:
 def load(folder: Path) -> Denoiser:
     """The frozen denoiser of a saved pipeline folder, with the definition it was trained with."""
     family = family_of(folder)
-    model = model_class(family).from_pretrained(folder / family.subfolder, use_safetensors=True)
+    model = family.load(folder)
     return Denoiser(family, model.eval().requires_grad_(False), read_diffusion(folder).definition, _told(folder))
 
 
@@ -93,6 +106,8 @@ def _told(folder: Path) -> float | None:
 def family_of(folder: Path) -> Family:
     """The family whose pipeline was saved to a folder. Raises LatentflowError for another."""
     name = DiffusionPipeline.load_config(folder)["_class_name"]
+    if family := LED["ip_adapter"].get(name) if (folder / IP_ADAPTER).is_dir() else CONTROLLED.get(name):
+        return family
     if name not in PIPELINES:
         raise LatentflowError(f"{folder}: the pipeline is a {name}, not one of {', '.join(PIPELINES)}.")
     return PIPELINES[name]

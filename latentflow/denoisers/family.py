@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +41,24 @@ class Family(ABC):
     @abstractmethod
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The repeated parts that hold most of the weights, in order: what is sharded and compiled one by one."""
+
+    def load(self, folder: Path) -> nn.Module:
+        """The model of a saved pipeline."""
+        import diffusers
+
+        kind: type[ModelMixin] = getattr(diffusers, self.model_class)
+        return kind.from_pretrained(folder / self.subfolder, use_safetensors=True)  # type: ignore[no-any-return]
+
+    def learners(self, model: nn.Module) -> list[nn.Module]:
+        """What of the model is trained where a part beside the denoiser is; for others all of it."""
+        return [model]
+
+    def save_beside(self, model: nn.Module, folder: Path) -> None:
+        """Writes what was trained beside the denoiser to ``folder`` by itself; for others nothing."""
+
+    def parts(self, model: nn.Module) -> dict[str, ModelMixin]:
+        """What the pipeline has of the model, by subfolder; in place, so ``save_beside`` comes first."""
+        return {self.subfolder: model}  # type: ignore[dict-item]
 
     @abstractmethod
     def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, condition: Condition) -> Tensor:

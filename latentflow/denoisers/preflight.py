@@ -10,8 +10,9 @@ from transformers import AutoConfig
 
 from latentflow.denoisers import starting
 from latentflow.denoisers.intake import Captions, Shape
+from latentflow.denoisers.led import Images
 from latentflow.denoisers.trained_with import trained_with
-from latentflow.encoders import captions, checkpoint, text
+from latentflow.encoders import captions, checkpoint, images, text
 from latentflow.encoders.latent_shapes import LatentShape, latent_shape
 from latentflow.encoders.vae import SETTING as VAE
 from latentflow.errors import LatentflowError
@@ -30,6 +31,11 @@ def check_together(params: Params) -> None:
         )
     shape: Shape = (vae.channels, side // vae.factor, side // vae.factor)
     starting.check(params.model, [shape], _captions(params.encode), weights=False)
+    if params.train.adapter.by_images:
+        adapter, encode = params.train.adapter, params.encode
+        width = images.width(encode.image_encoder) if encode.image_encoder else 0
+        found = Images(encode.control_image, vae.factor, width)
+        starting.check_images(adapter, starting.family_for(params.model), found)
     if params.model.pretrained and "auto" in (params.diffusion.definition, params.diffusion.schedule):
         trained_with(starting.pretrained(params.model, weights=False).folder)
     if Path(params.model.pretrained).is_dir():  # What lies elsewhere is looked at when it is brought here.

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,16 +11,17 @@ import torch
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 
-from latentflow.denoisers.families import DIFFUSION, FAMILIES, family_of, model_class
+from latentflow.denoisers.families import DIFFUSION, FAMILIES, LED, Denoiser, family_of, model_class
 from latentflow.denoisers.family import Family, NewFamily
 from latentflow.denoisers.intake import Captions, Shape, size, untiled
+from latentflow.denoisers.led import Images, LedFamily
 from latentflow.devices import seeded_weights
 from latentflow.encoders import checkpoint
 from latentflow.encoders.checkpoint import Checkpoint, require_whole
 from latentflow.encoders.readings import WAYS
 from latentflow.errors import LatentflowError
 from latentflow.files import digest_folder
-from latentflow.params import ModelParams
+from latentflow.params import AdapterParams, ModelParams
 from latentflow.registry.pulling import pull, pull_pinned
 
 SETTING = "model.pretrained"
@@ -131,7 +133,11 @@ def pretrained(params: ModelParams, weights: bool = True) -> Checkpoint:
     try:
         found = found or checkpoint.find(str(pull(name)), SETTING)
         assert found
-        family_of(found.folder)
+        if isinstance(family_of(found.folder), LedFamily):
+            raise LatentflowError(
+                f"{found.folder} is led by images, and what is trained further is a pipeline without them; name the one "
+                "that it was made from."
+            )
     except LatentflowError as error:
         raise LatentflowError(f"{SETTING}: {str(error).removeprefix(f'{SETTING}: ')}") from error
     return found
@@ -146,6 +152,50 @@ def _weights(pipeline: Checkpoint, family: Family) -> Path:
             f"{SETTING}: {folder} holds no {WEIGHTS}; save the pipeline with save_pretrained(folder) and no variant."
         )
     return folder
+
+
+def check_images(adapter: AdapterParams, family: Family, images: Images) -> None:
+    """Refuses an adapter by images for which the family or the encoded images are not made.
+
+    Raises LatentflowError that names the parameter.
+    """
+    if not adapter.by_images:
+        return
+    led_family(adapter, family)
+    if adapter.kind == "controlnet" and not images.control:
+        raise LatentflowError(
+            "train.adapter.kind controlnet learns from control pictures, and there are none; set encode.control_image to "
+            "edges or column:NAME, and encode."
+        )
+    if adapter.kind == "controlnet" and images.factor & (images.factor - 1):
+        raise LatentflowError(
+            f"train.adapter.kind controlnet: the VAE shrinks pictures by {images.factor}, and a ControlNet can only halve "
+            "them."
+        )
+    if adapter.kind == "ip_adapter" and not images.width:
+        raise LatentflowError(
+            "train.adapter.kind ip_adapter learns from embeddings of reference images, and there are none; set "
+            "encode.reference_image and encode.image_encoder, and encode."
+        )
+
+
+def led_family(adapter: AdapterParams, family: Family) -> LedFamily:
+    """What the family becomes with an adapter by images. Raises LatentflowError where there is none for it."""
+    known = LED[adapter.kind]
+    if family.pipeline_class not in known:
+        raise LatentflowError(
+            f"train.adapter.kind {adapter.kind} is for {', '.join(known)}, and model.pretrained is a "
+            f"{family.pipeline_class}; choose lora, or another checkpoint."
+        )
+    return known[family.pipeline_class]
+
+
+def lead(denoiser: Denoiser, adapter: AdapterParams, images: Images, seed: int) -> Denoiser:
+    """The denoiser with what the adapter learns by images beside it; without such an adapter itself."""
+    if not adapter.by_images:
+        return denoiser
+    family = led_family(adapter, denoiser.family)
+    return replace(denoiser, family=family, model=family.join(denoiser.model, images, seed))
 
 
 def warn_of_other_definition(params: ModelParams, definition: str) -> None:

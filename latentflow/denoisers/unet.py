@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UN
 from torch import Tensor, nn
 
 from latentflow.data.condition import Condition
-from latentflow.denoisers.family import NewFamily
+from latentflow.denoisers.family import Family, NewFamily
 from latentflow.denoisers.intake import Intake, refuse_conditions
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
@@ -23,14 +23,33 @@ def unet_blocks(model: nn.Module) -> list[nn.Module]:
     return [*model.down_blocks, model.mid_block, *model.up_blocks]  # type: ignore[arg-type,list-item,misc]
 
 
-class UNet(NewFamily):
+class UNetFamily(Family):
     """A convolutional UNet with cross-attention to all caption tokens, padding included, as its pipeline does."""
 
     subfolder = "unet"
     model_class = "UNet2DConditionModel"
-    pipeline_class = "StableDiffusionPipeline"
     memory_format = torch.channels_last
     adapter_targets = ATTENTION
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        return unet_blocks(model)
+
+    def added(self, condition: Condition, like: Tensor) -> dict[str, Any]:  # noqa: ARG002
+        """What the UNet is told besides the caption's tokens, in the type of ``like``."""
+        return {}
+
+    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        told = self.added(condition, xt)
+        output: Tensor = model(
+            xt.contiguous(memory_format=torch.channels_last), timestep, condition.text, added_cond_kwargs=told
+        ).sample
+        return output
+
+
+class UNet(UNetFamily, NewFamily):
+    """That of Stable Diffusion 1.5 and 2.1, and of new models."""
+
+    pipeline_class = "StableDiffusionPipeline"
 
     def patch_size(self, params: ModelParams) -> int:  # noqa: ARG002
         return 1
@@ -59,13 +78,6 @@ class UNet(NewFamily):
             addition_embed_type="text" if sizes.pooled_text else None,
             addition_embed_type_num_heads=sizes.head_dim,
         )
-
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
-        return unet_blocks(model)
-
-    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        output: Tensor = model(xt.contiguous(memory_format=torch.channels_last), timestep, condition.text).sample
-        return output
 
     def pipeline(
         self, model: UNet2DConditionModel, vae: AutoencoderKL, text: TextEncoder, scheduler: SchedulerMixin

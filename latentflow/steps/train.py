@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from latentflow.data.encoded import EncodedSet
-    from latentflow.denoisers import Beginning, Captions
+    from latentflow.denoisers import Beginning, Captions, Images
     from latentflow.diffusion import Diffusion
     from latentflow.registry.tracking import Run
     from latentflow.training.checkpoint import Identity, Progress
@@ -151,7 +151,11 @@ def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest, mo
         )
     _check_captions(model, manifest)
     _check_shapes(model, inputs.diffusion, manifest)
-    from latentflow.denoisers import start_digest
+    from latentflow.denoisers import check_images, family_for, start_digest
+
+    if inputs.train.adapter.by_images:
+        images = _images(manifest, sources.autoencoder_folder)
+        check_images(inputs.train.adapter, family_for(model), images)
 
     digests = {"encoded": manifest.digest, "autoencoder": vae_manifest.digest}
     return digests | _own_code(inputs) | start_digest(model)
@@ -174,6 +178,13 @@ def _check_shapes(model: ModelParams, diffusion: DiffusionParams, manifest: Enco
     shapes = sorted({shard.shape for shard in manifest.shards if shard.kind == "latents"})
     denoisers.check(model, shapes, _captions(manifest))
     denoisers.warn_of_other_definition(model, diffusion.definition)
+
+
+def _images(manifest: EncodedManifest, autoencoder: Path) -> "Images":
+    from latentflow.denoisers import Images
+    from latentflow.encoders import vae
+
+    return Images(manifest.images.control, vae.shape_of(autoencoder).factor, manifest.images.width)
 
 
 def _captions(manifest: EncodedManifest) -> "Captions":
@@ -241,10 +252,12 @@ def _train(
     model = denoisers.start(beginning.params, shape, captions, inputs.train.seed)
     told = inputs.model.guidance if family.told_guidance(model.config) else None
     log.info("%s with %.1f M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)
+    plain = Denoiser(family, model, diffusion.definition, told)
+    images = _images(encoded.manifest, sources.autoencoder_folder)
     job = loop.Job(
         params=inputs.train,
         diffusion=diffusion,
-        denoiser=Denoiser(family, model, diffusion.definition, told),
+        denoiser=denoisers.lead(plain, inputs.train.adapter, images, inputs.train.seed),
         encoded=encoded,
         vault=Vault(checkpoints, Keep(inputs.train.keep_last, inputs.train.keep_every)),
         snapshots=Snapshots(work / "averages"),

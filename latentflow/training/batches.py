@@ -144,6 +144,9 @@ class Batches:
         samples.text_mask[drop[mine]] = self._empty.mask
         if samples.text_pooled is not None and self._empty.pooled is not None:
             samples.text_pooled[drop[mine]] = self._empty.pooled
+        if samples.image is not None:
+            unseen = torch.rand(size, generator=step_generator(params.seed, "image", step))
+            samples.image[(unseen < params.adapter.image_dropout)[mine]] = 0
         condition = samples.condition.each(lambda told: told.float() if told.is_floating_point() else told)
         return Batch(x0, noise[mine], sigma[mine], condition, drop[mine], samples.extra)
 

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from latentflow.data.encoded import IMAGE_ENCODER
 from latentflow.denoisers import DIFFUSION
 from latentflow.denoisers.families import GENERATION, TOLD
 from latentflow.denoisers.family import NewFamily
+from latentflow.denoisers.ip_adapter import FOLDER as IP_ADAPTER
 from latentflow.denoisers.schedulers import put_scheduler, scheduler_for
 from latentflow.encoders import text as text_room
 from latentflow.encoders import vae as vae_room
@@ -46,8 +48,10 @@ class Parts:
 def write(job: Job, model: nn.Module, curves: Curves, parts: Parts, folder: Path) -> None:
     """Fills ``folder`` with ``pipeline/``, ``lora/`` where an adapter was trained, plots/*.csv and metrics.json.
 
-    The pipeline is complete: adapters are merged into it, and the text encoder is passed through.
+    Of an adapter by images it is ``controlnet/`` or ``ip_adapter/``. The pipeline is complete: adapters are merged into
+    it, or beside it where they cannot be, and the text encoder is passed through.
     """
+    job.denoiser.family.save_beside(model, folder)
     if trainable.save_adapter(model, folder / ADAPTER, job.denoiser.family):
         log.info("the adapter by itself is in %s/", ADAPTER)
     model = trainable.delivered(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -56,6 +60,9 @@ def write(job: Job, model: nn.Module, curves: Curves, parts: Parts, folder: Path
         _put_into(parts.base, job, model, parts.autoencoder, pipeline)
     else:
         _make_pipeline(job, model, parts.autoencoder, pipeline)
+    if (folder / IP_ADAPTER).is_dir():
+        copy_tree_or_file(job.encoded.image_folder / IMAGE_ENCODER, folder / IP_ADAPTER / IMAGE_ENCODER)
+        copy_tree_or_file(folder / IP_ADAPTER, pipeline / IP_ADAPTER)
     _write_how(job, pipeline)
     _write_curves(curves, folder)
 
@@ -67,21 +74,23 @@ def _make_pipeline(job: Job, model: nn.Module, autoencoder: Path, folder: Path) 
     text = text_room.load_saved(job.encoded.text_folder, manifest.max_tokens)
     tokens = replace(job.denoiser, model=model).tokens(manifest.latent_shape)
     scheduler = scheduler_for(job.diffusion, "euler", tokens, family.flow_pipeline)
-    pipeline = family.pipeline(model, vae_room.load_from(autoencoder), text, scheduler)
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    whole = family.pipeline(model, vae_room.load_from(autoencoder), text, scheduler)
+    whole.save_pretrained(folder, safe_serialization=True)
     put_scheduler(folder, scheduler)
 
 
 def _put_into(base: Path, job: Job, model: nn.Module, autoencoder: Path, folder: Path) -> None:
     """The pipeline that was fine-tuned, with its scheduler, the trained denoiser and the VAE of the latents."""
-    subfolder = job.denoiser.family.subfolder
+    family, parts = job.denoiser.family, job.denoiser.family.parts(model)
     index = json.loads((base / INDEX).read_text(encoding="utf-8"))
     for name, made in index.items():
-        if isinstance(made, list) and (base / name).is_dir() and name not in (subfolder, "vae"):
+        if isinstance(made, list) and (base / name).is_dir() and name not in (*parts, "vae"):
             copy_tree_or_file(base / name, folder / name)
     copy_tree_or_file(autoencoder / "vae", folder / "vae")
-    model.save_pretrained(folder / subfolder, safe_serialization=True)  # type: ignore[operator]
-    write_json(folder / INDEX, index)
+    for name, part in parts.items():
+        part.save_pretrained(folder / name, safe_serialization=True)
+        index[name] = ["diffusers", type(part).__name__]
+    write_json(folder / INDEX, index | {"_class_name": family.pipeline_class})
 
 
 def _write_how(job: Job, folder: Path) -> None:

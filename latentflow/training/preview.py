@@ -49,12 +49,13 @@ class Preview:
 
     @torch.no_grad()
     def pictures(self) -> Tensor:
-        """Latents (n, c, h, w) of the fixed captions, on the CPU."""
-        encoded, shape = self._encoded, self._encoded.manifest.latent_shape
+        """Latents (n, c, h, w) of the fixed captions, on the CPU; of held-out records where images lead."""
+        shape = self._encoded.manifest.latent_shape
         generator = devices.step_generator(self._params.seed, "samples", 0)
-        noise = torch.randn((len(encoded.prompts), *shape), generator=generator)
-        empty = encoded.empty.rows(len(noise)).to(self._device, self._dtype)
-        prompts = encoded.prompts.to(self._device, self._dtype)
+        prompts = self._led() if self._params.adapter.by_images else self._encoded.prompts
+        noise = torch.randn((len(prompts), *shape), generator=generator)
+        prompts = prompts.to(self._device, self._dtype)
+        empty = prompts.contrast(self._encoded.empty.to(self._device, self._dtype))
 
         scale = self._params.sample_guidance
         if self._denoiser.guidance is not None:
@@ -69,6 +70,16 @@ class Preview:
         steps = self._diffusion.steps or SAMPLE_STEPS
         sigmas = self._diffusion.sigmas(steps, self._denoiser.tokens(shape))
         return sample(self._denoiser.definition, guided, noise.to(self._device, self._dtype), sigmas).float().cpu()
+
+    def _led(self) -> Condition:
+        """The first held-out records of square pictures, as many as there are fixed captions."""
+        encoded, split = self._encoded, self._encoded.split("validation")
+        square = tuple(encoded.manifest.latent_shape)
+        bucket = next((number for number, one in enumerate(split.buckets) if one.shape == square), None)
+        if bucket is None:
+            return encoded.prompts.each(lambda rows: rows[:0])
+        rows = torch.arange(min(len(encoded.prompts), split.buckets[bucket].count))
+        return split.samples(bucket, rows).condition
 
     def _predict(self, xt: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         self._look()
