@@ -149,7 +149,7 @@ def test_a_model_knows_the_set_that_its_encoders_made(pipeline: Path):
     pictures = Pictures(RECORDS)
     vae = vae_room.load(str(pipeline / "vae"))
     latents = vae_room.encode(vae, pictures.pixels(RECORDS, RESOLUTION))
-    text = text_room.load_saved(pipeline, 8).encode([record.caption for record in RECORDS])[0]
+    text = text_room.load_saved(pipeline, 8).encode([record.caption for record in RECORDS]).text
     encoded = SimpleNamespace(max_tokens=8, text_pipeline="")
     assert foreign(pipeline, Split(latents.bfloat16(), text.bfloat16()), encoded, pictures) == ""
     assert foreign(pipeline, Split(-latents, text), encoded, pictures).startswith("its VAE is not the one")
