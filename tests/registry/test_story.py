@@ -32,7 +32,7 @@ SIZES = [
     "train.learning_rate=0.003",
     "train.ema_decay=0.9",
     "evaluate.captions=24",
-    "evaluate.grid.prompts=0",
+    "evaluate.grid.steps=[3]",
     f"register.name={NAME}",
     "register.gate.comparisons={heldout_loss: 2%}",
 ]
