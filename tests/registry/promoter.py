@@ -1,6 +1,7 @@
 """One process that promotes: `python promoter.py <version> <reason> [die|stall]`; it prints what came of it.
 
-LEASE_SECONDS in the environment shortens the turns. `die` kills the process between two aliases, `stall` lets it stand still there for longer than its turn.
+`die` kills the process between two aliases, `stall` lets it stand still there for longer than its turn.
+LEASE_SECONDS in the environment shortens the turns.
 """
 
 import os

@@ -30,6 +30,9 @@ SIZES = [
     "autoencoder.steps=60",
     "encode.shard_size=64",
     "train.learning_rate=0.003",
+    "train.validate_every=1000",
+    "train.sample_every=1000",
+    "train.checkpoint_every=1000",
     "train.ema_decay=0.9",
     "evaluate.captions=24",
     "evaluate.grid.steps=[3]",
@@ -102,7 +105,7 @@ def aliases(client: MlflowClient) -> dict[str, str]:
 
 def test_the_story(project: Project) -> None:
     # The first model has nobody to be compared with.
-    project.make("first", "train.steps=80")
+    project.make("first", "train.steps=60")
     first = project.register("first")
     assert (first.version, first.alias, first.status) == ("1", "champion", "passed")
     client = store.connect()
@@ -123,7 +126,7 @@ def test_the_story(project: Project) -> None:
     assert "Same prompt, same seed" in page
 
     # A better one, judged with other seeds: so is the champion, pulled from the registry, once.
-    project.make("better", "train.steps=600", "evaluate.seed=100")
+    project.make("better", "train.steps=300", "evaluate.seed=100")
     better = project.register("better", "evaluate.seed=100")
     assert (better.version, better.alias, better.status, better.champion) == ("3", "challenger", "passed", "1")
     judged = client.get_model_version(NAME, "1").tags[marks.JUDGED]
@@ -146,7 +149,7 @@ def test_the_story(project: Project) -> None:
     (project.root / "params.yaml").write_text(yaml.safe_dump(project.params("train.steps=90").model_dump(mode="json")))
     told = latentflow("lineage", f"models:/{NAME}@champion")
     records = json.loads((project.data / "records" / "manifest.json").read_text())["digest"]
-    for part in ("models:/tiny/1 @champion", f"records {records[:12]}", "train.steps: 80 -> 90", "code of commit"):
+    for part in ("models:/tiny/1 @champion", f"records {records[:12]}", "train.steps: 60 -> 90", "code of commit"):
         assert part in told
     assert json.loads(latentflow("lineage", f"models:/{NAME}/3", "--json"))["model"]["status"] == "passed"
 
