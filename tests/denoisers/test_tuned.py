@@ -163,6 +163,21 @@ def test_evaluation_draws_with_what_was_delivered(world: Path, folder: Path, tin
         assert scheduler_of(delivered, "heun").config.sampler == "heun"
 
 
+def test_a_definition_that_is_not_the_checkpoints_own_ships_with_its_scheduler(
+    world: Path, name: str, folder: Path, tiny: Tiny
+) -> None:
+    if name != "stable-diffusion-1.5":
+        pytest.skip("one family shows it")
+    short = {f"train.{what}": 2 for what in ("steps", "validate_every", "sample_every", "checkpoint_every")}
+    changes = settings(folder, tiny) | short | {"train.adapter.kind": "none", "diffusion.definition": "flow"}
+    params = load(PARAMS, [f"{name}={json.dumps(value)}" for name, value in changes.items()])
+    train.run(for_step(params, "train"), train.Sources(world / "encoded", world / "autoencoder"), world / "flowing")
+    scheduler = opened(world / "flowing" / "pipeline").scheduler
+    assert scheduler.config.prediction_type == "flow_prediction"
+    assert scheduler.config.use_flow_sigmas
+    assert type(scheduler) is type(scheduler_of(world / "flowing" / "pipeline", "euler"))
+
+
 @pytest.fixture(scope="module")
 def judging() -> EvaluateParams:
     few = {"guidance": GUIDANCE, "steps": 2, "captions": 16, "seeds": 1, "batch_size": 2, "reconstructions": 1}
