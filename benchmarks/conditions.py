@@ -95,9 +95,7 @@ def main() -> None:
         "encode.reference_image": "picture",
         "encode.image_encoder": str(tower),
     }
-    encoded = _once(
-        work / "encoded", lambda out: encode.run(for_step(_params(led_by), "encode"), records, vae, out)
-    )
+    encoded = _once(work / "encoded", lambda out: encode.run(for_step(_params(led_by), "encode"), records, vae, out))
     base_steps = {"train.steps": arguments.base_steps, "train.learning_rate": 0.002}
     base = _trained(work / "base", led_by | base_steps, encoded, vae)
     figures = {}
@@ -148,7 +146,7 @@ def train_tower(records: RecordSet, steps: int = 500) -> CLIPVisionModelWithProj
     encoder = images.ImageEncoder(model, images.CLIPImageProcessorPil(size=SIDE, crop_size=SIDE))
     pixels = torch.stack([encoder.prepare(records.image(record, 72, 72)) for record in chosen])
     reader = text.load("minilm", 12)
-    told = [reader.encode([record.caption for record in chosen[start : start + 64]]) for start in range(0, len(chosen), 64)]
+    told = [reader.encode([record.caption]) for record in chosen]
     captions = torch.cat([(one.text * one.mask[..., None]).sum(1) / one.mask.sum(1, keepdim=True) for one in told])
     beside = torch.nn.Linear(captions.shape[1], WIDTH)
     learnt = [*model.parameters(), *beside.parameters()]

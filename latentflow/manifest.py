@@ -179,10 +179,10 @@ class EncodedPart(BaseModel):
 class EncodedManifest(Manifest):
     """``encode``: latents/, images/, text/, index.parquet, prompts.safetensors, and the encoders in their folders.
 
-    ``text_encoder/`` and ``tokenizer/`` are there unless ``text_pipeline`` says that the captions were read by a pipeline
-    of that class, images/ where there are ``images`` and ``image_encoder/`` where these have a width.
-    ``shards`` are in the order of the rows: latents by split, shape and number, images likewise, then text. The files may
-    lie in several folders, one per part that encoded them; their names are the same as if one had.
+    ``text_encoder/`` and ``tokenizer/`` are there unless ``text_pipeline`` says that the captions were read by a
+    pipeline of that class, images/ where there are ``images``, and ``image_encoder/`` where these have a width.
+    ``shards`` are in the order of the rows: latents by split, shape and number, images likewise, then text. The files
+    may lie in several folders, one per part that encoded them; their names are the same as if one had.
     """
 
     step: str = "encode"

@@ -52,9 +52,7 @@ class Samples:
     def condition(self) -> Condition:
         """What the denoiser is told of them."""
         sizes = torch.cat([self.original_size, self.crop, self.target_size], dim=1)
-        return Condition(
-            self.text, self.text_mask, self.text_pooled, sizes, control=self.control, image=self.image
-        )
+        return Condition(self.text, self.text_mask, self.text_pooled, sizes, control=self.control, image=self.image)
 
 
 @dataclass(frozen=True)
@@ -270,7 +268,8 @@ class EncodedSet:
         by_file = {shard.file: shard for shard in self.manifest.shards if shard.kind == "images"}
         if not by_file:
             return []
-        return [MappedShards([by_file[images_name(shard.file)] for shard in bucket.shards], self._places) for bucket in buckets]
+        along = [[by_file[images_name(shard.file)] for shard in bucket.shards] for bucket in buckets]
+        return [MappedShards(shards, self._places) for shards in along]
 
 
 def _shifts(bucket: Bucket, firsts: list[int]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""A UNet led by a ControlNet (Zhang et al. 2023, arXiv 2302.05543): a trained copy of its encoder sees a picture too."""
+"""A UNet led by a ControlNet (Zhang et al. 2023, arXiv 2302.05543): a trained copy of its encoder sees a picture."""
 
 from pathlib import Path
 from typing import Any
@@ -118,16 +118,14 @@ class ControlledXL(WithControlNet, StableDiffusionXL):
 
 
 def build(unet: UNet2DConditionModel, factor: int, seed: int) -> ControlNetModel:
-    """A new ControlNet for pictures ``factor`` times as large as latents: the UNet's encoder, and convolutions of zeros.
+    """A new ControlNet for pictures ``factor`` times as large as latents; before training it changes nothing.
 
-    So before training it changes nothing.
+    It begins as the UNet's encoder, and what it adds goes through convolutions of zeros.
     """
     halvings = factor.bit_length() - 1
     widths = (*WIDTHS, *(WIDTHS[-1],) * halvings)[: halvings + 1]
     with seeded_weights(seed):
-        made = ControlNetModel.from_unet(
-            unet, conditioning_embedding_out_channels=widths, load_weights_from_unet=False
-        )
+        made = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths, load_weights_from_unet=False)
         # Which from_unet leaves at its default.
         heads = {"addition_embed_type_num_heads": unet.config["addition_embed_type_num_heads"]}
         controlnet: ControlNetModel = ControlNetModel.from_config({**made.config, **heads})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latentflow.data.condition import Condition
 from latentflow.denoisers.intake import Intake
+from latentflow.diffusion import SAMPLERS
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
 
@@ -34,6 +35,11 @@ class Family(ABC):
     loads_adapters: ClassVar[bool] = True
     """Whether the pipeline loads a file of low-rank changes; else only the merged model can be delivered."""
 
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """The names of the samplers by which the pipeline can be drawn."""
+        return ("euler",) if self.lays_out_sigmas else SAMPLERS
+
     @abstractmethod
     def intake(self, config: Mapping[str, Any]) -> Intake:
         """What a saved model takes, by its config. Raises ValueError where it needs what training does not give."""
@@ -53,7 +59,7 @@ class Family(ABC):
         """What of the model is trained where a part beside the denoiser is; for others all of it."""
         return [model]
 
-    def save_beside(self, model: nn.Module, folder: Path) -> None:
+    def save_beside(self, model: nn.Module, folder: Path) -> None:  # noqa: B027  most have nothing to write
         """Writes what was trained beside the denoiser to ``folder`` by itself; for others nothing."""
 
     def parts(self, model: nn.Module) -> dict[str, ModelMixin]:

@@ -1,6 +1,6 @@
 """A UNet led by an IP-Adapter (Ye et al. 2023, arXiv 2308.06721): its cross-attention also looks at a reference image.
 
-The adapter is four tokens that are made of the image's embedding, and keys and values for them in every cross-attention.
+The adapter makes four tokens of the image's embedding, and keys and values for them in every cross-attention.
 It is saved as ``load_ip_adapter`` of diffusers reads it.
 """
 
@@ -100,7 +100,7 @@ def _processors(unet: UNet2DConditionModel) -> list[nn.Module]:
 
 
 def _tensors(unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """The adapter's weights by their names in a file: self-attentions have the even numbers, cross-attentions the odd."""
+    """The adapter's weights by their names in a file, where cross-attentions have the odd numbers."""
     projection = unet.encoder_hid_proj.image_projection_layers[0].state_dict(keep_vars=True)
     found = {f"image_proj.{_PROJECTION.get(name, name)}": tensor for name, tensor in projection.items()}
     for number, processor in enumerate(_processors(unet)):

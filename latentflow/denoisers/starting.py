@@ -72,9 +72,9 @@ def check(params: ModelParams, shapes: Sequence[Shape], captions: Captions, weig
         _check_new(params, shapes, captions)
 
 
-def family_for(params: ModelParams) -> Family:
+def family_for(params: ModelParams, weights: bool = True) -> Family:
     """That of ``model.pretrained``, else the one of new models that ``model.denoiser`` names."""
-    return family_of(pretrained(params).folder) if params.pretrained else FAMILIES[params.denoiser]
+    return family_of(pretrained(params, weights).folder) if params.pretrained else FAMILIES[params.denoiser]
 
 
 def _check_new(params: ModelParams, shapes: Sequence[Shape], captions: Captions) -> None:
@@ -123,11 +123,15 @@ def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Caption
 
 
 def pretrained(params: ModelParams, weights: bool = True) -> Checkpoint:
-    """The pipeline that ``model.pretrained`` names, downloaded where it is in the registry or on the hub.
+    """The pipeline that ``model.pretrained`` names; see ``find_pipeline``."""
+    return find_pipeline(params.pretrained, weights)
+
+
+def find_pipeline(name: str, weights: bool = True) -> Checkpoint:
+    """The pipeline of a folder, an address in the registry, or an id of the hub, with its revision or without.
 
     Raises LatentflowError where it is none of a known family.
     """
-    name = params.pretrained
     on_hub = not name.startswith("models:/") and not Path(name).exists()
     found = checkpoint.find(name, SETTING, weights=weights) if on_hub else None
     try:
@@ -135,8 +139,8 @@ def pretrained(params: ModelParams, weights: bool = True) -> Checkpoint:
         assert found
         if isinstance(family_of(found.folder), LedFamily):
             raise LatentflowError(
-                f"{found.folder} is led by images, and what is trained further is a pipeline without them; name the one "
-                "that it was made from."
+                f"{found.folder} is led by images, and what is trained further is a pipeline without them; name the "
+                "one that it was made from."
             )
     except LatentflowError as error:
         raise LatentflowError(f"{SETTING}: {str(error).removeprefix(f'{SETTING}: ')}") from error
@@ -164,13 +168,13 @@ def check_images(adapter: AdapterParams, family: Family, images: Images) -> None
     led_family(adapter, family)
     if adapter.kind == "controlnet" and not images.control:
         raise LatentflowError(
-            "train.adapter.kind controlnet learns from control pictures, and there are none; set encode.control_image to "
-            "edges or column:NAME, and encode."
+            "train.adapter.kind controlnet learns from control pictures, and there are none; set encode.control_image "
+            "to edges or column:NAME, and encode."
         )
     if adapter.kind == "controlnet" and images.factor & (images.factor - 1):
         raise LatentflowError(
-            f"train.adapter.kind controlnet: the VAE shrinks pictures by {images.factor}, and a ControlNet can only halve "
-            "them."
+            f"train.adapter.kind controlnet: the VAE shrinks pictures by {images.factor}, and a ControlNet can only "
+            "halve them."
         )
     if adapter.kind == "ip_adapter" and not images.width:
         raise LatentflowError(

@@ -1,4 +1,4 @@
-"""Edges of pictures by Canny's filter (Canny 1986), as white lines on black: the control picture that needs no model."""
+"""Edges of pictures by Canny's filter (Canny 1986), white on black: the control picture that needs no model."""
 
 import torch
 from torch import Tensor

@@ -29,9 +29,7 @@ def explained(encoders: Encoders, plan: EncodePlan) -> list[str]:
     ]
 
 
-def _kind(
-    name: str, encoders: Encoders, jobs: Sequence[Job], folder: Path, made_from: dict[str, Any]
-) -> Iterator[str]:
+def _kind(name: str, encoders: Encoders, jobs: Sequence[Job], folder: Path, made_from: dict[str, Any]) -> Iterator[str]:
     by_size: dict[str, _Tally] = {}
     for job in jobs:
         rows = encoders.of(job)

@@ -94,9 +94,7 @@ def _tensors(rows: "Rows[J]", packs: Packs, job: J, keys: list[bytes]) -> dict[s
     return packs.assemble(keys, places, fresh) if places or len(wanted) < len(keys) else fresh
 
 
-def _write(
-    packs: Packs, job: Job, keys: list[bytes], tensors: dict[str, Tensor], held: ExitStack
-) -> Finished:
+def _write(packs: Packs, job: Job, keys: list[bytes], tensors: dict[str, Tensor], held: ExitStack) -> Finished:
     with held:
         return _named(packs.write(keys, tensors), job, packs.path(keys))
 

@@ -171,8 +171,8 @@ def _require_pictures(records: RecordSet, column: str) -> None:
         if found is None or found.media < 0:
             what = "no such column" if found is None else f"the text {found.text[:40]!r} there"
             raise LatentflowError(
-                f"encode: column:{column} should hold a picture of every record, and {record.id} has {what}; name it in "
-                "ingest.condition_columns, give paths of pictures, and ingest again."
+                f"encode: column:{column} should hold a picture of every record, and {record.id} has {what}; name it "
+                "in ingest.condition_columns, give paths of pictures, and ingest again."
             )
 
 

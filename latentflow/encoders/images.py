@@ -71,9 +71,7 @@ def load(name: str) -> ImageEncoder:
         require_safetensors(Path(name), SETTING)
     kind = SiglipVisionModel if siglip else CLIPVisionModelWithProjection
     try:
-        model, report = kind.from_pretrained(
-            name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+        model, report = kind.from_pretrained(name, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
         side = model.config.image_size
         processor = (
             SiglipImageProcessorPil.from_pretrained(name)

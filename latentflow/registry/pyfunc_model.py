@@ -119,7 +119,9 @@ class Painter:
         self.folder = folder
         self.defaults = generation_defaults(folder)
         self.pipeline = open_pipeline(folder, device, dtype, trust_code)
-        self._takes_negative = "negative_prompt" in inspect.signature(self.pipeline.__call__).parameters
+        called_with = inspect.signature(self.pipeline.__call__).parameters
+        # Where guidance is a number that the model is told, a second scale, which stays at 1, is for negative prompts.
+        self._takes_negative = "negative_prompt" in called_with and "true_cfg_scale" not in called_with
         self.schedulers = {self.defaults.get("sampler", ""): self.pipeline.scheduler}
         self._lock = threading.Lock()
 
@@ -133,6 +135,7 @@ class Painter:
 
     def paint(self, wish: Wish, settings: Mapping[str, Any]) -> Image:
         """One picture. The noise is drawn on the CPU, so a GPU starts from the same."""
+        self._check_size(settings)
         call = dict(settings["call"])
         if wish.negative_prompt:
             call["negative_prompt"] = self._negative(wish, settings)
@@ -158,6 +161,14 @@ class Painter:
                 size = f"{settings['width']}x{settings['height']}"
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"this model cannot draw {size} (width x height): {reason}") from error
+
+    def _check_size(self, settings: Mapping[str, Any]) -> None:
+        """Some pipelines would draw a smaller picture than was asked for."""
+        processor = getattr(self.pipeline, "image_processor", None)
+        step = processor.config.vae_scale_factor if processor is not None else 1
+        if any(settings[side] % step for side in ("height", "width")):
+            size = f"{settings['width']}x{settings['height']}"
+            raise ValueError(f"this model cannot draw {size} (width x height): both must be multiples of {step}")
 
     def _negative(self, wish: Wish, settings: Mapping[str, Any]) -> str:
         if not self._takes_negative:

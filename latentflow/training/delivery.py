@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 from latentflow.data.encoded import IMAGE_ENCODER
-from latentflow.denoisers import DIFFUSION
+from latentflow.denoisers import DIFFUSION, trained_with
 from latentflow.denoisers.families import GENERATION, TOLD
 from latentflow.denoisers.family import NewFamily
 from latentflow.denoisers.ip_adapter import FOLDER as IP_ADAPTER
-from latentflow.denoisers.schedulers import put_scheduler, scheduler_for
+from latentflow.denoisers.schedulers import put_scheduler, scheduler_for, scheduler_of
+from latentflow.diffusion import Diffusion
 from latentflow.encoders import text as text_room
 from latentflow.encoders import vae as vae_room
 from latentflow.encoders.checkpoint import INDEX
+from latentflow.errors import LatentflowError
 from latentflow.files import copy_tree_or_file, write_json
 from latentflow.training import trainable
 from latentflow.training.checkpoint import Curves
@@ -64,6 +66,8 @@ def write(job: Job, model: nn.Module, curves: Curves, parts: Parts, folder: Path
         copy_tree_or_file(job.encoded.image_folder / IMAGE_ENCODER, folder / IP_ADAPTER / IMAGE_ENCODER)
         copy_tree_or_file(folder / IP_ADAPTER, pipeline / IP_ADAPTER)
     _write_how(job, pipeline)
+    if parts.base and job.diffusion != _learnt_with(parts.base):
+        put_scheduler(pipeline, scheduler_of(pipeline, "euler"))
     _write_curves(curves, folder)
 
 
@@ -80,7 +84,7 @@ def _make_pipeline(job: Job, model: nn.Module, autoencoder: Path, folder: Path) 
 
 
 def _put_into(base: Path, job: Job, model: nn.Module, autoencoder: Path, folder: Path) -> None:
-    """The pipeline that was fine-tuned, with its scheduler, the trained denoiser and the VAE of the latents."""
+    """The pipeline that was fine-tuned, with the trained denoiser and the VAE of the latents."""
     family, parts = job.denoiser.family, job.denoiser.family.parts(model)
     index = json.loads((base / INDEX).read_text(encoding="utf-8"))
     for name, made in index.items():
@@ -91,6 +95,14 @@ def _put_into(base: Path, job: Job, model: nn.Module, autoencoder: Path, folder:
         part.save_pretrained(folder / name, safe_serialization=True)
         index[name] = ["diffusers", type(part).__name__]
     write_json(folder / INDEX, index | {"_class_name": family.pipeline_class})
+
+
+def _learnt_with(base: Path) -> Diffusion | None:
+    """The definition and schedule of the pipeline that was fine-tuned; None where its scheduler does not say."""
+    try:
+        return trained_with(base)
+    except LatentflowError:
+        return None
 
 
 def _write_how(job: Job, folder: Path) -> None:

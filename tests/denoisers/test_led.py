@@ -1,4 +1,4 @@
-"""ControlNet and IP-Adapter on tiny checkpoints of Stable Diffusion's layouts: as diffusers trains, draws and loads them."""
+"""ControlNet and IP-Adapter on tiny checkpoints of Stable Diffusion: as diffusers trains, draws and loads them."""
 
 import json
 from collections.abc import Iterator
@@ -170,7 +170,8 @@ def test_our_conditions_and_sampler_give_the_pipelines_latents(case: Case, saved
 def test_only_what_leads_is_read(case: Case) -> None:
     """Without a difference the comparison above would say little."""
     xt, sigma, told = noise(4)[:1], torch.tensor(0.5), case.told
-    assert told.control is not None and told.image is not None
+    assert told.control is not None
+    assert told.image is not None
     others = {"control": replace(told, control=255 - told.control), "image": replace(told, image=-told.image)}
     plain = case.denoiser.predict(xt, sigma, told)
     read = {name for name, one in others.items() if (case.denoiser.predict(xt, sigma, one) - plain).abs().max() > 1e-3}
@@ -189,7 +190,8 @@ def test_a_training_steps_loss_is_that_of_diffusers_scripts(case: Case, saved: P
         loss, _ = body.forward(Batch(x0, xT, sigma, told, torch.zeros(3, dtype=torch.bool)), 0, torch.arange(3))
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
     loss.backward()
-    trained = {id(parameter) for part in case.denoiser.family.learners(case.denoiser.model) for parameter in part.parameters()}
+    learners = case.denoiser.family.learners(case.denoiser.model)
+    trained = {id(parameter) for part in learners for parameter in part.parameters()}
     for parameter in case.denoiser.model.parameters():
         assert (parameter.grad is not None) == (id(parameter) in trained) == parameter.requires_grad
     case.denoiser.model.zero_grad()
@@ -333,7 +335,7 @@ def test_the_delivered_pipeline_draws_the_same(world: tuple[str, str, Path]) -> 
 def test_what_is_led_already_is_not_trained_further(world: tuple[str, str, Path]) -> None:
     _, name, root = world
     params = led_params(root / "model" / "pipeline", name, "lora", root / "tower")
-    with pytest.raises(LatentflowError, match="model.pretrained: .* is led by images"):
+    with pytest.raises(LatentflowError, match=r"model\.pretrained: .* is led by images"):
         denoisers.family_for(params.model)
 
 
@@ -344,7 +346,8 @@ def test_images_are_forgotten_as_often_as_asked(world: tuple[str, str, Path]) ->
         more = f"train.adapter.image_dropout={share}"
         params = led_params(root / "checkpoint", name, kind, root / "tower", more).train
         condition = Batches(params, definition, encoded).at(0).condition
-        assert condition.image is not None and condition.control is not None
+        assert condition.image is not None
+        assert condition.control is not None
         assert bool((condition.image == 0).all()) == zeros
         assert condition.control.dtype == torch.uint8
 
@@ -361,7 +364,7 @@ def test_images_are_forgotten_as_often_as_asked(world: tuple[str, str, Path]) ->
             ("encode.reference_image=''", "encode.image_encoder=''"),
             "set encode.reference_image and encode.image_encoder",
         ),
-        (FAMILIES[0], "ip_adapter", ("encode.image_encoder=nowhere",), "encode.image_encoder: 'nowhere' cannot be read"),
+        (FAMILIES[0], "ip_adapter", ("encode.image_encoder=nowhere",), "image_encoder: 'nowhere' cannot be read"),
     ],
 )
 def test_what_cannot_be_led_is_refused_before_anything_is_encoded(
