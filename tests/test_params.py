@@ -29,6 +29,10 @@ PARAMS = ROOT / "params.yaml"
         ("evaluate.guidance=0.5", "evaluate.guidance", "greater than or equal to 1"),
         ("diffusion.definition=nowhere:parabola", "diffusion.definition", "no module nowhere"),
         ("register.name=a/b", "register.name", "should match pattern"),
+        ("encode.control_image=pose", "encode", "control_image is `edges`, `column:NAME` or empty, found 'pose'"),
+        ("encode.control_image='column:pose'", "(whole file)", "add it to ingest.condition_columns"),
+        ("encode.reference_image=picture", "encode", "reference_image and image_encoder need each other"),
+        ("train.adapter.kind=controlnet", "(whole file)", "name one in model.pretrained"),
     ],
 )
 def test_a_fault_is_named(override: str, field: str, words: str) -> None:

@@ -10,7 +10,8 @@ Keys of latents: ``latents`` (n, c, h, w) or (n, c, f, h, w), ``latents_flipped`
 asked for, ``original_size``, ``crop``, ``target_size`` (n, 2) int32 as (height, width) or (top, left) in pixels, and
 ``source`` (n, 32) uint8, the sha256 of the record's media. Keys of images: ``control`` (n, 3, h, w) uint8, of the size
 of the picture, ``image`` (n, width), and ``source`` (n, 32) uint8, a sha256 of all that they were made from. Keys of
-text: ``text`` (m, tokens, width), ``text_mask`` (m, tokens) bool, and ``source`` (m, 32) uint8, the sha256 of the caption in UTF-8.
+text: ``text`` (m, tokens, width), ``text_mask`` (m, tokens) bool, and ``source`` (m, 32) uint8, the sha256 of the
+caption in UTF-8.
 """
 
 import math
