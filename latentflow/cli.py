@@ -343,7 +343,7 @@ def generate(
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; repeatable.")] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option(help="Prompts, one per line; or .jsonl of prompt, seed and negative_prompt."),
+        typer.Option(help="Prompts, one per line; or .jsonl of prompt, seed, negative_prompt, image."),
     ] = None,
     again: Annotated[
         Path | None, typer.Option(help="Draw a PNG of an earlier run once more; options given here change it.")
@@ -360,6 +360,7 @@ def generate(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Every prompt with each of these, e.g. 0-7 or 0,3,8-11.")] = "",
     negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
+    image: Annotated[str, typer.Option(help="Control or reference picture, for a model that is led by one.")] = "",
     steps: Annotated[int | None, typer.Option(help="Sampler steps; the model's own if left out.", min=1)] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale, 1 is none; the model's own if left out.", min=1)
@@ -381,7 +382,7 @@ def generate(
     from latentflow.generation.orders import Dials, parse_size
 
     dials = (parse_size(size) if size else Dials()).over(Dials(steps=steps, guidance=guidance, sampler=sampler))
-    wanted = asked.Asked(tuple(prompt or ()), prompts_file, again, seed, seeds, negative)
+    wanted = asked.Asked(tuple(prompt or ()), prompts_file, again, seed, seeds, negative, image)
     request = asked.read(wanted, dials, model, CHAMPION)
     from latentflow.generation import generate as work
 

@@ -62,6 +62,8 @@ class Controlled(nn.Module):
 class WithControlNet(LedFamily):
     """The side that is the same for all UNets."""
 
+    led_by = "controlnet"
+
     def join(self, unet: nn.Module, images: Images, seed: int) -> Controlled:
         assert isinstance(unet, UNet2DConditionModel)
         return Controlled(unet, build(unet, images.factor, seed))

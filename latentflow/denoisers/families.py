@@ -28,8 +28,9 @@ from latentflow.errors import LatentflowError
 DIFFUSION = "diffusion.json"
 """Beside model_index.json: what training and sampling must agree on."""
 
-GENERATION, TOLD = "generation.json", "told_guidance"
-"""Beside it: how the pipeline is called, and the guidance scale that a distilled model was told in training."""
+GENERATION, TOLD, LED_BY = "generation.json", "told_guidance", "led_by"
+"""Beside it: how the pipeline is called, the guidance scale that a distilled model was told in training, and by what
+kind of image it is led."""
 
 FAMILIES: dict[str, NewFamily] = {"unet": UNet(), "pixart": PixArt(), "auraflow": AuraFlow()}
 """Of which new models are made, by the names in ``model.denoiser``."""

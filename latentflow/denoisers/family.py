@@ -32,6 +32,8 @@ class Family(ABC):
     """How the weights are laid out while training."""
     adapter_targets: ClassVar[tuple[str, ...]]
     """Endings of the names of the layers that get low-rank changes unless the parameters name others."""
+    led_by: ClassVar[str] = ""
+    """What a picture given to the pipeline is for, `controlnet` or `ip_adapter`; for others nothing."""
     loads_adapters: ClassVar[bool] = True
     """Whether the pipeline loads a file of low-rank changes; else only the merged model can be delivered."""
 

@@ -29,6 +29,8 @@ _PROJECTION = {"image_embeds.weight": "proj.weight", "image_embeds.bias": "proj.
 class WithIPAdapter(LedFamily):
     """The side that is the same for all UNets."""
 
+    led_by = "ip_adapter"
+
     def join(self, unet: nn.Module, images: Images, seed: int) -> nn.Module:
         assert isinstance(unet, UNet2DConditionModel)
         with seeded_weights(seed):

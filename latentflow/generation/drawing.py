@@ -55,7 +55,7 @@ class Model:
         settings, painter = self.settings(dials, order.seed), self.load()
         with self._sentences():
             self._learn(painter, settings["sampler"])
-            return painter.paint(Wish(order.prompt, order.negative_prompt), settings)
+            return painter.paint(Wish(order.prompt, order.negative_prompt, _opened(order.image)), settings)
 
     def load(self) -> "Painter":
         """Loads the weights, once."""
@@ -88,6 +88,19 @@ class Model:
             if (folder / "code").is_dir() and not self._trust_code:
                 hint = f" It brings code of its own in {folder / 'code'}: read it, then give --trust-code."
             raise LatentflowError(f"{self.pulled.address} cannot draw: {error}.{hint}") from error
+
+
+def _opened(file: str) -> "Image | None":
+    """The picture that leads, RGB and upright. Raises LatentflowError where it cannot be read."""
+    if not file:
+        return None
+    from latentflow.data.media import decode_picture
+    from latentflow.data.refusal import RefusedError
+
+    try:
+        return decode_picture(Path(file).read_bytes())
+    except (OSError, RefusedError) as error:
+        raise LatentflowError(f"--image {file}: it cannot be read as a picture ({error}).") from error
 
 
 def draw(

@@ -71,7 +71,10 @@ def _protocol(evaluation: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def signature(generation: dict[str, Any]) -> "ModelSignature":
-    """Columns `prompt` and perhaps `negative_prompt` in, `image` out, and the parameters with the model's defaults."""
+    """Columns `prompt` and perhaps `negative_prompt` in, `image` out, and the parameters with the model's defaults.
+
+    A model that is led by images also takes `image`, base64 text of a PNG or JPEG.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
@@ -84,6 +87,8 @@ def signature(generation: dict[str, Any]) -> "ModelSignature":
         ParamSpec("sampler", "string", generation["sampler"]),
     ]
     columns = [ColSpec("string", "prompt"), ColSpec("string", "negative_prompt", required=False)]
+    if generation.get("led_by"):
+        columns.append(ColSpec("string", "image"))
     return ModelSignature(Schema(columns), Schema([ColSpec("string", "image")]), ParamSchema(params))
 
 

@@ -33,11 +33,12 @@ from diffusers.utils import logging as diffusers_logging
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, RESOURCE_EXHAUSTED
 from PIL.Image import Image
+from PIL.Image import open as read_image
 from transformers.utils import logging as transformers_logging
 
-COLUMNS = ("prompt", "negative_prompt")
+COLUMNS = ("prompt", "negative_prompt", "image")
 PARAMS = ("seed", "steps", "guidance", "height", "width", "sampler")
-SAMPLERS = "samplers"
+SAMPLERS, IP_ADAPTER = "samplers", "ip_adapter"
 DTYPES = ("float32", "float16", "bfloat16")
 # What a request may ask for at most, so that one of a thousand users cannot stop the server for the others.
 MOST_STEPS, MOST_TIMES_LARGER, LARGEST_SEED = 1000, 4, 2**63 - 1
@@ -47,10 +48,11 @@ _FEWEST_STEPS = {"PixArtAlphaPipeline": 2}
 
 
 class Wish(NamedTuple):
-    """What one picture is to show, and what it is not to show."""
+    """What one picture is to show, what it is not to show, and the picture that leads a model which needs one."""
 
     prompt: str
     negative_prompt: str = ""
+    image: Image | None = None
 
 
 def generation_defaults(folder: Path) -> dict[str, Any]:
@@ -77,8 +79,22 @@ def open_pipeline(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with _quiet():
         pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, dtype=getattr(torch, dtype))
+        if (folder / IP_ADAPTER).is_dir():
+            _load_ip_adapter(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _load_ip_adapter(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """The adapter that a folder brings along, with its image encoder where diffusers can use it."""
+    encoder = folder / IP_ADAPTER / "image_encoder"
+    kind = json.loads((encoder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    pipeline.load_ip_adapter(
+        str(folder),
+        subfolder=IP_ADAPTER,
+        weight_name=f"{IP_ADAPTER}.safetensors",
+        image_encoder_folder=encoder.name if kind.startswith("clip") else None,
+    )
 
 
 def _our_schedulers(what: str) -> Any:
@@ -136,7 +152,7 @@ class Painter:
     def paint(self, wish: Wish, settings: Mapping[str, Any]) -> Image:
         """One picture. The noise is drawn on the CPU, so a GPU starts from the same."""
         self._check_size(settings)
-        call = dict(settings["call"])
+        call = dict(settings["call"]) | self._led(wish)
         if wish.negative_prompt:
             call["negative_prompt"] = self._negative(wish, settings)
         with self._lock:
@@ -169,6 +185,22 @@ class Painter:
         if any(settings[side] % step for side in ("height", "width")):
             size = f"{settings['width']}x{settings['height']}"
             raise ValueError(f"this model cannot draw {size} (width x height): both must be multiples of {step}")
+
+    def _led(self, wish: Wish) -> dict[str, Any]:
+        """The argument by which the pipeline is given the picture that leads it."""
+        led_by = self.defaults.get("led_by", "")
+        if not led_by:
+            if wish.image is not None:
+                raise ValueError("this model draws by its prompt alone: leave the image out")
+            return {}
+        if wish.image is None:
+            what = "a control picture" if led_by == "controlnet" else "a reference picture"
+            raise ValueError(f"this model is led by {what}: give one as image")
+        if led_by == "controlnet":
+            return {"image": wish.image}
+        if getattr(self.pipeline, "image_encoder", None) is None:
+            raise ValueError("this model's image encoder is a SigLIP, which its pipeline of diffusers cannot ask")
+        return {"ip_adapter_image": wish.image}
 
     def _negative(self, wish: Wish, settings: Mapping[str, Any]) -> str:
         if not self._takes_negative:
@@ -248,20 +280,31 @@ def to_png(image: Image) -> bytes:
 
 
 def wishes_of(model_input: Any) -> list[Wish]:
-    """The rows' columns `prompt` and `negative_prompt`; ValueError names a row that is no text."""
+    """The rows' columns, see COLUMNS; ValueError names a row that is no text, or no picture."""
     table = pd.DataFrame(model_input)
     # MLflow hands {"prompt": ["a", "b"]} over as one row that holds a list.
     lists = [name for name in table.columns if table[name].map(lambda cell: isinstance(cell, (list, np.ndarray))).any()]
     table = table.explode(lists, ignore_index=True) if lists else table
     negative = table["negative_prompt"] if "negative_prompt" in table else [None] * len(table)
+    images = table["image"] if "image" in table else [None] * len(table)
     wishes = []
-    for row, (prompt, unwanted) in enumerate(zip(table["prompt"], negative, strict=True)):
+    for row, (prompt, unwanted, image) in enumerate(zip(table["prompt"], negative, images, strict=True)):
         if not isinstance(prompt, str):
             raise ValueError(f"prompt {row} is {prompt!r}: it must be text")
         if not isinstance(unwanted, str) and not pd.isna(unwanted):
             raise ValueError(f"negative_prompt {row} is {unwanted!r}: it must be text, or left out")
-        wishes.append(Wish(prompt, unwanted if isinstance(unwanted, str) else ""))
+        wishes.append(Wish(prompt, unwanted if isinstance(unwanted, str) else "", _picture(row, image)))
     return wishes
+
+
+def _picture(row: int, text: Any) -> Image | None:
+    """A picture from base64 text; None where there is none."""
+    if not isinstance(text, str) and pd.isna(text):
+        return None
+    try:
+        return read_image(io.BytesIO(base64.b64decode(text, validate=True))).convert("RGB")
+    except (TypeError, ValueError, OSError) as error:
+        raise ValueError(f"image {row} is no PNG or JPEG in base64 ({error})") from error
 
 
 _MLFLOW_PREDICT = inspect.unwrap(mlflow.pyfunc.PyFuncModel.predict).__code__
@@ -308,7 +351,7 @@ def _answers() -> Iterator[None]:
 with warnings.catch_warnings(record=True):
 
     class TextToImage(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-        """Rows with `prompt` and perhaps `negative_prompt` in, rows with `image` (PNG, base64 text) out."""
+        """Rows with `prompt` and perhaps more of COLUMNS in, rows with `image` (PNG, base64 text) out."""
 
         def load_context(self, context):  # type: ignore[no-untyped-def]
             config = context.model_config or {}

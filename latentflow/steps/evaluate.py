@@ -20,6 +20,7 @@ from latentflow.workspace import work_folder
 if TYPE_CHECKING:
     from latentflow.data.records import RecordSet
     from latentflow.evaluation.judge import Findings, Heldout
+    from latentflow.evaluation.leads import Leads
     from latentflow.evaluation.plan import Plan
 
 VERSION = 3
@@ -191,15 +192,31 @@ def _evaluate(params: EvaluateParams, sources: _Sources, weights: dict[str, str]
     settings = Settings.read(pipeline, params.sampler, params.steps, params.guidance)
     record_set = RecordSet.open(sources.records_folder)
     plan = Plan.make(record_set.table, params)
+    leads = _leads(sources, plan)
+    if leads and plan.free_prompts:
+        log.info("a prompt by itself has no image that would lead the model, so evaluate.gallery_prompts are not drawn")
+        plan = replace(plan, free_prompts=[])
     _check(plan, params, sources.records_folder)
     _check_dials(pipeline, params)
     networks = Networks.load(params.weights)
     heldout, doubts = _heldout(sources, record_set, params)
-    case = Case(Artist(pipeline, settings), plan, record_set, heldout, networks, weights, params, VERSION)
+    case = Case(Artist(pipeline, settings, leads), plan, record_set, heldout, networks, weights, params, VERSION)
     findings = judge(case)
     for doubt in doubts:
         log.warning("%s: %s", pipeline, doubt)
     return replace(findings, warnings=[*doubts, *caveats(findings)]), record_set
+
+
+def _leads(sources: _Sources, plan: "Plan") -> "Leads | None":
+    """The images of the plan's records, where the model is led by them."""
+    from latentflow.data.encoded import EncodedSet
+    from latentflow.denoisers.families import family_of
+    from latentflow.evaluation.leads import Leads
+
+    if not (led_by := family_of(sources.subject.pipeline).led_by):
+        return None
+    encoded = EncodedSet.open(sources.encoded_places[0], sources.encoded_places[1:])
+    return Leads.find(led_by, encoded, {request.record for request in plan.asked})
 
 
 def _check_dials(pipeline: Path, params: EvaluateParams) -> None:

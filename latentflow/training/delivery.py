@@ -12,7 +12,7 @@ from torch import nn
 
 from latentflow.data.encoded import IMAGE_ENCODER
 from latentflow.denoisers import DIFFUSION, trained_with
-from latentflow.denoisers.families import GENERATION, TOLD
+from latentflow.denoisers.families import GENERATION, LED_BY, TOLD
 from latentflow.denoisers.family import NewFamily
 from latentflow.denoisers.ip_adapter import FOLDER as IP_ADAPTER
 from latentflow.denoisers.schedulers import put_scheduler, scheduler_for, scheduler_of
@@ -113,6 +113,8 @@ def _write_how(job: Job, folder: Path) -> None:
         "width": manifest.resolution,
         "call": job.denoiser.family.call_arguments(manifest.max_tokens),
     }
+    if job.denoiser.family.led_by:
+        generation[LED_BY] = job.denoiser.family.led_by
     if job.denoiser.guidance is not None:
         generation[TOLD] = job.denoiser.guidance
     write_json(folder / DIFFUSION, job.diffusion.to_json())
