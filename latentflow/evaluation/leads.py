@@ -43,8 +43,8 @@ class Leads:
                 found |= {every[row]: image for row, image in zip(wanted, images, strict=True)}
         if lacking := sorted(set(ids) - found.keys()):
             raise LatentflowError(
-                f"evaluate: {len(lacking)} of the records to draw, such as {lacking[0]}, have no square control picture; "
-                "a ControlNet is judged on sets without buckets (encode.bucket_step 0)."
+                f"evaluate: {len(lacking)} records, such as {lacking[0]}, have no square control picture; a "
+                "ControlNet is judged on sets without buckets (encode.bucket_step 0)."
             )
         return cls(led_by, found)
 

@@ -1,5 +1,6 @@
 """ControlNet and IP-Adapter on tiny checkpoints of Stable Diffusion: as diffusers trains, draws and loads them."""
 
+import base64
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,15 +32,18 @@ from latentflow.data.condition import Condition
 from latentflow.data.encoded import EncodedSet
 from latentflow.denoisers import Images, controlnet
 from latentflow.denoisers.preflight import check_together
-from latentflow.denoisers.schedulers import to_diffusers
+from latentflow.denoisers.schedulers import scheduler_of, to_diffusers
 from latentflow.diffusion import Guidance, sample
 from latentflow.diffusion.definitions import betas_to_sigmas, scaled_linear_betas
 from latentflow.encoders import images
 from latentflow.encoders.edges import edges
 from latentflow.errors import LatentflowError
+from latentflow.evaluation.drawing import Artist, Request, Settings
 from latentflow.evaluation.heldout import heldout_groups, heldout_loss, heldout_sigmas
+from latentflow.evaluation.leads import Leads
 from latentflow.params import AdapterParams, Params, for_step, load
 from latentflow.pictures import to_image
+from latentflow.registry.pyfunc_model import Painter, Wish, to_png, wishes_of
 from latentflow.steps import autoencoder, encode, train
 from latentflow.training.batches import Batch, Batches
 from latentflow.training.body import Body
@@ -330,6 +334,45 @@ def test_the_delivered_pipeline_draws_the_same(world: tuple[str, str, Path]) -> 
         assert type(delivered) is StableDiffusionControlNetPipeline
     wanted = drawn(loaded(kind, root, opened(root / "checkpoint")), kind)
     assert torch.allclose(drawn(delivered, kind), wanted, atol=1e-4 * wanted.abs().max())
+
+
+def test_it_is_judged_by_the_records_own_images(world: tuple[str, str, Path]) -> None:
+    kind, _, root = world
+    delivered = root / "model" / "pipeline"
+    encoded = EncodedSet.open(root / "encoded")
+    split = encoded.split("test")
+    told, (name,) = split.samples(0, torch.arange(1)).condition, split.ids(0, torch.arange(1))
+    leads = Leads.find(kind, encoded, {name})
+    settings = Settings.read(delivered, "euler", 2, GUIDANCE)
+    pictures = Artist(delivered, settings, leads).draw([Request(PROMPTS[0], 3, name)], 1).pictures
+    other = Leads(kind, {name: torch.zeros_like(leads.images[name])})
+    assert not torch.equal(
+        Artist(delivered, settings, other).draw([Request(PROMPTS[0], 3, name)], 1).pictures, pictures
+    )
+    # As the packaged model draws it, which is given the picture itself.
+    assert told.control is not None
+    shown = to_image(told.control[0]) if kind == "controlnet" else picture()
+    painter = Painter(delivered)
+    painter.pipeline.register_modules(scheduler=scheduler_of(delivered, "euler"))
+    painter.schedulers = {"": painter.pipeline.scheduler}
+    dials = painter.settings({"seed": 3, "steps": 2, "guidance": GUIDANCE})
+    painted = np.asarray(painter.paint(Wish(PROMPTS[0], image=shown), dials)).astype(int)
+    assert np.abs(painted - pictures[0].permute(1, 2, 0).numpy().astype(int)).max() <= 1
+    with pytest.raises(ValueError, match="led by a (control|reference) picture: give one as image"):
+        painter.paint(Wish(PROMPTS[0]), dials)
+    with pytest.raises(LatentflowError, match="records, such as nobody, have no square control picture"):
+        Leads.find(kind, encoded, {"nobody"})
+
+
+def test_a_request_brings_its_image_as_text() -> None:
+    text = base64.b64encode(to_png(picture())).decode()
+    first, second = wishes_of({"prompt": ["a", "b"], "image": [text, None]})
+    assert second.image is None
+    assert first.image is not None
+    assert np.array_equal(np.asarray(first.image), np.asarray(picture()))
+    for wrong in ("no base64", base64.b64encode(b"no picture").decode()):
+        with pytest.raises(ValueError, match="image 0 is no PNG or JPEG in base64"):
+            wishes_of({"prompt": ["a"], "image": [wrong]})
 
 
 def test_what_is_led_already_is_not_trained_further(world: tuple[str, str, Path]) -> None:
