@@ -35,7 +35,7 @@ class WithIPAdapter(LedFamily):
         assert isinstance(unet, UNet2DConditionModel)
         with seeded_weights(seed):
             _attach(unet, images.width)
-        return unet
+        return unet  # type: ignore[no-any-return]
 
     def load(self, folder: Path) -> nn.Module:
         unet = super().load(folder)
@@ -45,7 +45,7 @@ class WithIPAdapter(LedFamily):
         with torch.no_grad():
             for name, tensor in _tensors(unet).items():
                 tensor.copy_(saved[name])
-        return unet
+        return unet  # type: ignore[no-any-return]
 
     def learners(self, model: nn.Module) -> list[nn.Module]:
         assert isinstance(model, UNet2DConditionModel)

@@ -56,9 +56,8 @@ class ImageEncoder:
 def width(name: str) -> int:
     """Of the embeddings, by the config alone. Raises LatentflowError where it is no CLIP and no SigLIP."""
     config = _config(name)
-    if config.model_type in _SIGLIP:
-        return int(getattr(config, "vision_config", config).hidden_size)
-    return int(config.projection_dim)
+    vision = getattr(config, "vision_config", config)
+    return int(vision.hidden_size if config.model_type in _SIGLIP else vision.projection_dim)
 
 
 def load(name: str) -> ImageEncoder:

@@ -253,7 +253,8 @@ class _Work:
         write_index(folder / INDEX, self.plan, self.records.arrow["id"])
         mean, std = statistics(shards)
         _check_scale(mean, std, self.trained)
-        counts = {split: sum(s.count for s in shards if s.split == split) for split in SPLITS}
+        latents = [shard for shard in shards if shard.kind == "latents"]
+        counts = {split: sum(s.count for s in latents if s.split == split) for split in SPLITS}
         if text.captions_cut:
             log.warning(
                 "%d captions are longer than encode.max_tokens %d and are cut",

@@ -358,7 +358,7 @@ def test_it_is_judged_by_the_records_own_images(world: tuple[str, str, Path]) ->
     dials = painter.settings({"seed": 3, "steps": 2, "guidance": GUIDANCE})
     painted = np.asarray(painter.paint(Wish(PROMPTS[0], image=shown), dials)).astype(int)
     assert np.abs(painted - pictures[0].permute(1, 2, 0).numpy().astype(int)).max() <= 1
-    with pytest.raises(ValueError, match="led by a (control|reference) picture: give one as image"):
+    with pytest.raises(ValueError, match=r"led by a (control|reference) picture: give one as image"):
         painter.paint(Wish(PROMPTS[0]), dials)
     with pytest.raises(LatentflowError, match="records, such as nobody, have no square control picture"):
         Leads.find(kind, encoded, {"nobody"})

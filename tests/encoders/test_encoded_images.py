@@ -31,7 +31,7 @@ from latentflow.encoders.edges import edges
 from latentflow.encoders.images import ImageEncoder
 from latentflow.errors import LatentflowError
 from latentflow.manifest import EncodedManifest
-from latentflow.params import IngestInputs, load
+from latentflow.params import EncodeInputs, IngestInputs, load
 from latentflow.steps import encode, ingest
 
 COUNT, WIDTH = 20, 12
@@ -58,7 +58,7 @@ def test_a_faint_edge_goes_on_but_does_not_begin() -> None:
     faint = torch.full((1, 3, 20, 20), 100, dtype=torch.uint8)
     faint[..., 10:] = 140
     strong = faint.clone()
-    strong[..., :4, 10:] = 255
+    strong[..., :13, 10:] = torch.linspace(200, 140, 13)[:, None].byte()
     assert not edges(faint).any()
     assert edges(strong)[0, 0, 15, 8:12].any(), "far from where it is strong"
 
@@ -96,8 +96,11 @@ class World:
         return self.root / name
 
     def encode(self, records: Path, name: str, *more: str) -> EncodedManifest:
-        column = "ingest.condition_columns=[pose]"
-        return encode.run(inputs(self.text, column, *more), records, self.autoencoder, self.root / name)
+        return encode.run(self.inputs(*more), records, self.autoencoder, self.root / name)
+
+    def inputs(self, *more: str) -> EncodeInputs:
+        columns = (f"ingest.source={self.folder}", "ingest.condition_columns=[pose]")
+        return inputs(self.text, *columns, *more)
 
 
 @pytest.fixture
@@ -139,6 +142,7 @@ def test_control_pictures_are_cut_as_the_pictures_are_and_mirrored_with_them(wor
             torch.testing.assert_close(samples.image[row], embedded, atol=1e-5, rtol=1e-5)
             seen += 1
     assert seen == manifest.counts["train"]
+    assert sum(manifest.counts.values()) == COUNT
 
 
 def test_what_stands_for_no_image_comes_with_the_set(world: World) -> None:
@@ -187,7 +191,7 @@ def test_parts_make_the_same_set(world: World, monkeypatch: pytest.MonkeyPatch) 
     records = world.records()
     whole = world.encode(records, "whole", *every(world))
     monkeypatch.setenv("LATENTFLOW_STORE", str(world.root / "another"))
-    chosen = inputs(world.text, "ingest.condition_columns=[pose]", *every(world))
+    chosen = world.inputs(*every(world))
     folders = [world.root / f"part-{number}" for number in (1, 2)]
     for number, folder in enumerate(folders, start=1):
         encode.run_part(chosen, records, world.autoencoder, folder, encode.Part(number, 2))
@@ -209,7 +213,7 @@ def test_a_set_without_images_says_nothing_of_them(world: World) -> None:
 
 def test_explain_tells_of_images(world: World) -> None:
     records = world.records()
-    chosen = inputs(world.text, "ingest.condition_columns=[pose]", *every(world))
+    chosen = world.inputs(*every(world))
     assert f"images 16x16: {COUNT} of {COUNT} rows" in "\n".join(encode.explain(chosen, records, world.autoencoder))
     world.encode(records, "encoded", *every(world))
     assert f"images 16x16: all {COUNT} rows are in the work store; nothing to encode." in encode.explain(
@@ -240,7 +244,7 @@ def write_siglip(folder: Path) -> None:
 
 def write_whole_clip(folder: Path) -> None:
     text = SMALL | {"vocab_size": 32, "max_position_embeddings": 16}
-    config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=WIDTH)
+    config = CLIPConfig(text_config=text, vision_config=VISION | {"projection_dim": WIDTH}, projection_dim=WIDTH)
     CLIPModel(config).save_pretrained(folder)
 
 
