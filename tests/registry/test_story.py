@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import clean_environment
 from mlflow.tracking import MlflowClient
+from registry_helpers import clean_environment
 from test_promotion import assert_one_after_the_other, go, plans, start
 from test_serving import Served, decoded, running
 
