@@ -82,15 +82,3 @@ def write_evaluation(
         digest="a" * 64, fingerprint=fingerprint, inputs={"model": model}, mlflow_run_id="", metrics=metrics
     ).write(folder)
     return folder
-
-
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without what names a store or a run."""
-    for name in (
-        "MLFLOW_TRACKING_URI",
-        "MLFLOW_RUN_ID",
-        "MLFLOW_EXPERIMENT_NAME",
-        "MLFLOW_EXPERIMENT_ID",
-        "LATENTFLOW_STORE",
-    ):
-        monkeypatch.delenv(name, raising=False)
