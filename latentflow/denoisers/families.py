@@ -15,9 +15,11 @@ from latentflow.denoisers.auraflow import AuraFlow
 from latentflow.denoisers.family import Family, NewFamily
 from latentflow.denoisers.flux import Flux
 from latentflow.denoisers.pixart import PixArt
+from latentflow.denoisers.qwen_image import QwenImage
 from latentflow.denoisers.stable_diffusion_3 import StableDiffusion3
 from latentflow.denoisers.stable_diffusion_xl import StableDiffusionXL
 from latentflow.denoisers.unet import UNet
+from latentflow.denoisers.z_image import ZImage
 from latentflow.diffusion import Definition, Diffusion
 from latentflow.errors import LatentflowError
 
@@ -31,7 +33,15 @@ FAMILIES: dict[str, NewFamily] = {"unet": UNet(), "pixart": PixArt(), "auraflow"
 """Of which new models are made, by the names in ``model.denoiser``."""
 
 PIPELINES: dict[str, Family] = {
-    family.pipeline_class: family for family in (*FAMILIES.values(), StableDiffusionXL(), StableDiffusion3(), Flux())
+    family.pipeline_class: family
+    for family in (
+        *FAMILIES.values(),
+        StableDiffusionXL(),
+        StableDiffusion3(),
+        Flux(),
+        QwenImage(),
+        ZImage(),
+    )
 }
 """All, by the pipelines that they ship in."""
 

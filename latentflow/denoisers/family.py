@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from latentflow.data.condition import Condition
 from latentflow.denoisers.intake import Intake
+from latentflow.diffusion import Guidance
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
 
@@ -48,6 +49,10 @@ class Family(ABC):
     def call_arguments(self, max_tokens: int) -> dict[str, Any]:  # noqa: ARG002
         """What the pipeline's call must be given so that it conditions as training did."""
         return {}
+
+    def guidance(self, scale: float) -> Guidance:
+        """Guidance as the pipeline does it."""
+        return Guidance(scale if self.contrasts else 1.0)
 
     def told_guidance(self, config: Mapping[str, Any]) -> bool:  # noqa: ARG002
         """Whether the model was distilled so that it is told a guidance scale."""

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
 from latentflow.data.condition import Condition
-from latentflow.encoders.tower import Reading, Tower
+from latentflow.encoders.tower import AS_IT_IS, Reading, Tower, Wording
 
 Flags = Mapping[str, Any]
 Read = Callable[[Sequence[Tower], list[str], Flags], Condition]
@@ -25,7 +26,7 @@ class Way:
 
     ``widths`` gives those of the text and of the pooled text (0: none) from the text models' configs.
     ``length`` is the pipeline's own number of tokens for the towers in ``chosen``, which may be chosen; the others
-    have that of their tokenizer.
+    have that of their tokenizer. ``wording`` is how captions are put to the towers.
     """
 
     towers: tuple[tuple[str, str], ...]
@@ -33,6 +34,7 @@ class Way:
     widths: Callable[[Sequence[Flags]], tuple[int, int]]
     chosen: tuple[str, ...] = ()
     length: int = 0
+    wording: Wording = AS_IT_IS
 
     @property
     def parts(self) -> list[str]:
@@ -78,13 +80,51 @@ def _flux(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Conditi
     return Condition(t5.hidden, t5.mask, _pooled(clip))
 
 
+def _qwen_message(_: PreTrainedTokenizerBase, caption: str) -> str:
+    """Qwen-Image's own, whatever the tokenizer's template for chats is."""
+    return (
+        "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+        f"relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{caption}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def _z_message(tokenizer: PreTrainedTokenizerBase, caption: str) -> str:
+    """The tokenizer's own template around the caption, ready for an answer that begins with thoughts."""
+    message = [{"role": "user", "content": caption}]
+    put = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    return str(put)
+
+
+QWEN = Wording(_qwen_message, 34)
+Z = Wording(_z_message)
+
+
+def _qwen_image(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
+    """Qwen2.5-VL's last layer, without the tokens before the caption."""
+    found = towers[0].worded(captions, QWEN, layer=-1)
+    return Condition(found.hidden, found.mask)
+
+
+def _z_image(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
+    """Qwen3's last but one layer, the words of the chat included."""
+    found = towers[0].worded(captions, Z, layer=-2)
+    return Condition(found.hidden, found.mask)
+
+
 def _pooled(reading: Reading) -> Tensor:
     assert reading.pooled is not None
     return reading.pooled
 
 
 def _width(config: Flags) -> int:
-    return int(config.get("hidden_size") or config["d_model"])
+    """Of a text model, or of the one within a model that sees too."""
+    text = config.get("text_config", config)
+    return int(text.get("hidden_size") or text["d_model"])
+
+
+def _one_width(configs: Sequence[Flags]) -> tuple[int, int]:
+    return _width(configs[0]), 0
 
 
 def _projected(config: Flags) -> int:
@@ -92,7 +132,7 @@ def _projected(config: Flags) -> int:
 
 
 WAYS: dict[str, Way] = {
-    "StableDiffusionPipeline": Way(ONE, _stable_diffusion, lambda configs: (_width(configs[0]), 0)),
+    "StableDiffusionPipeline": Way(ONE, _stable_diffusion, _one_width),
     "StableDiffusionXLPipeline": Way(
         TWO, _stable_diffusion_xl, lambda configs: (_width(configs[0]) + _width(configs[1]), _projected(configs[1]))
     ),
@@ -104,5 +144,7 @@ WAYS: dict[str, Way] = {
         256,
     ),
     "FluxPipeline": Way(TWO, _flux, lambda configs: (_width(configs[1]), _width(configs[0])), ("text_encoder_2",), 512),
+    "QwenImagePipeline": Way(ONE, _qwen_image, _one_width, ("text_encoder",), 512, QWEN),
+    "ZImagePipeline": Way(ONE, _z_image, _one_width, ("text_encoder",), 512, Z),
 }
 """By the pipeline's class."""

@@ -1,5 +1,6 @@
 """One text model with its tokenizer: the half of a pipeline's text encoding that is the same everywhere."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,20 @@ from latentflow.encoders.checkpoint import Checkpoint, require_whole
 from latentflow.errors import LatentflowError
 
 SETTING = "encode.text_encoder"
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a caption is put to a text model: ``put`` makes the text of it, as a message of a chat, or cleaned.
+
+    ``dropped``: how many tokens that begin every such text are left out of what is read.
+    """
+
+    put: Callable[[PreTrainedTokenizerBase, str], str]
+    dropped: int = 0
+
+
+AS_IT_IS = Wording(lambda _, caption: caption)
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,28 @@ class Tower:
         hidden = answer.last_hidden_state if layer is None else answer.hidden_states[layer]
         pooled = answer.get("text_embeds", answer.get("pooler_output"))
         return Reading(hidden.float(), tokens.attention_mask.bool(), None if pooled is None else pooled.float())
+
+    def worded(self, captions: list[str], wording: Wording, layer: int) -> "Reading":
+        """The hidden states after ``layer`` of the captions as ``wording`` puts them; padding follows, as zeros.
+
+        Padding is hidden from the model, on whichever side its tokenizer has it.
+        """
+        tokens = self.tokenizer(
+            [wording.put(self.tokenizer, caption) for caption in captions],
+            padding="max_length",
+            max_length=self.length + wording.dropped,
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        # A language model's head would give a value for every word of its vocabulary at every place.
+        model = self.model.base_model
+        answer = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True)
+        hidden = torch.zeros(len(captions), self.length, answer.hidden_states[layer].shape[-1], device=model.device)
+        mask = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=model.device)
+        for row, (states, read) in enumerate(zip(answer.hidden_states[layer], tokens.attention_mask, strict=True)):
+            kept = states[read.bool()][wording.dropped :]
+            hidden[row, : len(kept)], mask[row, : len(kept)] = kept.float(), True
+        return Reading(hidden, mask, None)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -111,15 +111,17 @@ class Artist:
         return Drawn(stacked, statistics.median(seconds))
 
     def _call(self, batch: list[Request], settings: Settings) -> list[Any]:
+        from latentflow.registry.pyfunc_model import guided
+
         result = self._pipeline(
             prompt=[request.prompt for request in batch],
             num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
             height=settings.height,
             width=settings.width,
             generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
             output_type="pil",
             **settings.call,
+            **guided(self.pipeline_class, settings.guidance, len(batch)),
         )
         images: list[Any] = result.images
         return images

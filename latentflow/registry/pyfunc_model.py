@@ -46,6 +46,15 @@ MOST_STEPS, MOST_TIMES_LARGER, LARGEST_SEED = 1000, 4, 2**63 - 1
 _FEWEST_STEPS = {"PixArtAlphaPipeline": 2}
 
 
+def guided(pipeline: str, scale: float, prompts: int) -> dict[str, Any]:
+    """What the call of a pipeline of that class is given so that it is guided by ``scale``, of which 1 is none."""
+    if pipeline == "QwenImagePipeline":  # It contrasts only with captions that are given, one for each prompt.
+        return {"true_cfg_scale": scale, "negative_prompt": [""] * prompts}
+    if pipeline == "ZImagePipeline":  # It adds the contrast to the conditional answer.
+        return {"guidance_scale": scale - 1}
+    return {"guidance_scale": scale}
+
+
 class Wish(NamedTuple):
     """What one picture is to show, and what it is not to show."""
 
@@ -133,7 +142,7 @@ class Painter:
 
     def paint(self, wish: Wish, settings: Mapping[str, Any]) -> Image:
         """One picture. The noise is drawn on the CPU, so a GPU starts from the same."""
-        call = dict(settings["call"])
+        call = {**settings["call"], **guided(type(self.pipeline).__name__, settings["guidance"], prompts=1)}
         if wish.negative_prompt:
             call["negative_prompt"] = self._negative(wish, settings)
         with self._lock:
@@ -142,7 +151,6 @@ class Painter:
                 image: Image = self.pipeline(
                     prompt=wish.prompt,
                     num_inference_steps=settings["steps"],
-                    guidance_scale=settings["guidance"],
                     height=settings["height"],
                     width=settings["width"],
                     generator=torch.Generator("cpu").manual_seed(settings["seed"]),

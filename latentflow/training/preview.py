@@ -9,7 +9,7 @@ from latentflow import devices
 from latentflow.data.condition import Condition
 from latentflow.data.encoded import EncodedSet
 from latentflow.denoisers import Denoiser
-from latentflow.diffusion import Diffusion, Guidance, sample
+from latentflow.diffusion import Diffusion, sample
 from latentflow.evaluation.heldout import HeldoutLoss, heldout_groups, heldout_loss, heldout_sigmas
 from latentflow.params import TrainParams
 from latentflow.training.parallel import Parallel
@@ -59,13 +59,11 @@ class Preview:
         scale = self._params.sample_guidance
         if self._denoiser.guidance is not None:
             prompts, empty = (one.guided(scale) for one in (prompts, empty))
-        if not self._denoiser.family.contrasts:
-            scale = 1.0
 
         def predict(xt: Tensor, sigma: Tensor, told: Sequence[Tensor]) -> Tensor:
             return self._predict(xt, sigma, prompts.filled(told))
 
-        guided = Guidance(scale)(predict, prompts.tensors(), empty.tensors())
+        guided = self._denoiser.family.guidance(scale)(predict, prompts.tensors(), empty.tensors())
         steps = self._diffusion.steps or SAMPLE_STEPS
         sigmas = self._diffusion.sigmas(steps, self._denoiser.tokens(shape))
         return sample(self._denoiser.definition, guided, noise.to(self._device, self._dtype), sigmas).float().cpu()

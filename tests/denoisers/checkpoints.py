@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts import flux_loss, sd3_loss, unet_loss
+from scripts import flux_loss, qwen_image_loss, sd3_loss, unet_loss, z_image_loss
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor, nn
-    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+    from transformers import CLIPTextModel, CLIPTokenizer, Qwen2Tokenizer, T5EncoderModel, T5Tokenizer
 
 WORDS = ("a", "red", "green", "blue", "heart", "star", "dog", "cat", "of", "sun")
 SIDE, LATENT = 32, 8
@@ -141,11 +141,72 @@ def _flux(guided: bool) -> "DiffusionPipeline":
     )
 
 
+def _qwen_image() -> "DiffusionPipeline":
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+
+    return QwenImagePipeline(
+        vae=AutoencoderKLQwenImage(**VIDEO_VAE, temperal_downsample=[False, True]),
+        text_encoder=_qwen_vl(),
+        tokenizer=_qwen_tokenizer(),
+        transformer=QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192),
+    )
+
+
+def _z_image() -> "DiffusionPipeline":
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    tokenizer = _qwen_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return ZImagePipeline(
+        vae=_vae(4, scaling_factor=0.3611, shift_factor=0.1159, quantized=False),
+        text_encoder=Qwen3Model(Qwen3Config(**_language_model(), head_dim=8)).eval(),
+        tokenizer=tokenizer,
+        transformer=ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=1,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=32,
+            axes_dims=[4, 4, 8],
+            axes_lens=[256, 32, 32],
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+VIDEO_VAE: dict[str, Any] = {
+    "base_dim": 4,
+    "z_dim": 4,
+    "dim_mult": [1, 1, 1],
+    "num_res_blocks": 1,
+    "latents_mean": [0.5, -1.0, 0.0, 2.0],
+    "latents_std": [2.0, 1.0, 0.5, 3.0],
+}
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
-SHORT = {"max_sequence_length": 12}
+SHORT, LONGER = {"max_sequence_length": 12}, {"max_sequence_length": 48}
 
 _UNET = "cross_attention_kwargs"
-_POOLED = frozenset({"text", "pooled"})
+_POOLED, _MASKED = frozenset({"text", "pooled"}), frozenset({"text", "mask"})
 
 CHECKPOINTS: dict[str, Tiny] = {
     "stable-diffusion-1.5": Tiny(_stable_diffusion, unet_loss, scale=_UNET),
@@ -156,6 +217,10 @@ CHECKPOINTS: dict[str, Tiny] = {
         lambda: _flux(guided=True), flux_loss, SHORT, tokens=12, packed=True, reads=_POOLED | {"guidance"}
     ),
     "flux.1-schnell": Tiny(lambda: _flux(guided=False), flux_loss, SHORT, tokens=12, packed=True, reads=_POOLED),
+    "qwen-image": Tiny(
+        _qwen_image, qwen_image_loss, LONGER, tokens=48, packed=True, scale="attention_kwargs", reads=_MASKED
+    ),
+    "z-image": Tiny(_z_image, z_image_loss, LONGER, tokens=48, reads=_MASKED),
 }
 
 
@@ -249,3 +314,44 @@ def _t5_tokenizer() -> "T5Tokenizer":
     return T5Tokenizer(
         vocab=[*special, *words, *((letter, -5.0) for letter in letters)], extra_ids=0, model_max_length=512
     )
+
+
+def _language_model() -> dict[str, Any]:
+    return {
+        "vocab_size": len(_qwen_tokenizer()),
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+
+
+def _qwen_vl() -> "nn.Module":
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    seen = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    places = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    config = Qwen2_5_VLConfig(text_config=_language_model() | {"rope_scaling": places}, vision_config=seen)
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def _qwen_tokenizer() -> "Qwen2Tokenizer":
+    """Bytes, and merges that make one token of each word before a Qwen-Image caption, as in the real vocabulary."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import AddedToken, Qwen2Tokenizer
+
+    words = "system Describe the image by detailing color shape size texture quantity text spatial relationships of "
+    words += "objects and background user assistant"
+    merges, pieces = [], sorted(ByteLevel.alphabet())
+    for word in words.split():
+        begun = word[0] if word in ("system", "Describe", "user", "assistant") else "Ġ"
+        for letter in word[1:] if begun != "Ġ" else word:
+            merges.append((begun, letter))
+            begun += letter
+            pieces.append(begun)
+    vocab = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    special = [AddedToken(f"<|{name}|>", special=True) for name in ("im_start", "im_end")]
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=1024)
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    return tokenizer

@@ -61,3 +61,37 @@ def flux_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "C
     factor = pipeline.vae_scale_factor
     predicted = FluxPipeline._unpack_latents(predicted, height * factor, width * factor, factor)
     return torch.mean(((predicted.float() - (noise - x0).float()) ** 2).reshape(count, -1), 1).mean()
+
+
+def qwen_image_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Condition") -> Tensor:
+    """train_dreambooth_lora_qwen_image.py without weighting."""
+    from diffusers import QwenImagePipeline
+
+    sigmas = (TIMESTEPS.float() / 1000)[:, None, None, None]
+    noisy = (1.0 - sigmas) * x0 + sigmas * noise
+    count, channels, height, width = x0.shape
+    predicted = pipeline.transformer(
+        hidden_states=QwenImagePipeline._pack_latents(noisy, count, channels, height, width),
+        encoder_hidden_states=told.text,
+        encoder_hidden_states_mask=told.mask.long(),
+        timestep=TIMESTEPS.float() / 1000,
+        img_shapes=[(1, height // 2, width // 2)] * count,
+        return_dict=False,
+    )[0]
+    factor = pipeline.vae_scale_factor
+    predicted = QwenImagePipeline._unpack_latents(predicted, height * factor, width * factor, factor).squeeze(2)
+    return torch.mean(((predicted.float() - (noise - x0).float()) ** 2).reshape(count, -1), 1).mean()
+
+
+def z_image_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Condition") -> Tensor:
+    """train_dreambooth_lora_z_image.py without weighting."""
+    sigmas = (TIMESTEPS.float() / 1000)[:, None, None, None]
+    noisy = (1.0 - sigmas) * x0 + sigmas * noise
+    predicted = pipeline.transformer(
+        list(noisy.unsqueeze(2).unbind(dim=0)),
+        (1000 - TIMESTEPS.float()) / 1000,
+        [text[mask] for text, mask in zip(told.text, told.mask, strict=True)],
+        return_dict=False,
+    )[0]
+    predicted = -torch.stack(predicted, dim=0).squeeze(2)
+    return torch.mean(((predicted.float() - (noise - x0).float()) ** 2).reshape(len(x0), -1), 1).mean()

@@ -20,7 +20,7 @@ from latentflow.data.encoded import EncodedSet
 from latentflow.denoisers import Captions
 from latentflow.denoisers.packing import pack, unpack
 from latentflow.denoisers.schedulers import scheduler_of, to_diffusers
-from latentflow.diffusion import Guidance, sample
+from latentflow.diffusion import sample
 from latentflow.diffusion.definitions import betas_to_sigmas, scaled_linear_betas
 from latentflow.encoders import captions
 from latentflow.errors import LatentflowError
@@ -28,6 +28,7 @@ from latentflow.evaluation.drawing import Artist, Request, Settings
 from latentflow.evaluation.heldout import heldout_groups, heldout_loss, heldout_sigmas
 from latentflow.manifest import EncodedManifest
 from latentflow.params import for_step, load
+from latentflow.registry.pyfunc_model import guided
 from latentflow.steps import autoencoder, encode, train
 from latentflow.training.batches import Batch
 from latentflow.training.body import Body
@@ -96,22 +97,22 @@ def test_our_encoding_and_sampler_give_the_pipelines_latents(folder: Path, tiny:
     theirs = pipeline(
         prompt=PROMPTS,
         num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
         latents=pack(start) if tiny.packed else start,
         height=SIDE,
         width=SIDE,
         output_type="latent",
         **sigmas,
         **tiny.call,
+        **guided(type(pipeline).__name__, GUIDANCE, len(PROMPTS)),
     ).images
     theirs = unpack(theirs, LATENT, LATENT) if tiny.packed else theirs
-    guided = Guidance(GUIDANCE if family.contrasts else 1.0)(
+    predict = family.guidance(GUIDANCE)(
         lambda xt, sigma, given: denoiser.predict(xt, sigma, told.filled(given)), told.tensors(), empty.tensors()
     )
     grid = diffusion.sigmas(STEPS, tokens)
     # A pipeline begins with its latents as they are, our sampler with b·x_T.
     begun = start / diffusion.definition.data(grid[:1])[1].item()
-    ours = sample(diffusion.definition, guided, begun, grid)
+    ours = sample(diffusion.definition, predict, begun, grid)
     assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
 
 
@@ -123,6 +124,7 @@ def test_whatever_the_family_reads_changes_the_answer(folder: Path, tiny: Tiny) 
     xt, sigma = noise(tiny.channels), torch.tensor(0.5)
     plain = denoiser.predict(xt, sigma, told)
     others = {"text": replace(told, text=told.text.flip(0)), "sizes": replace(told, sizes=told.sizes * 2)}
+    others["mask"] = replace(told, mask=told.mask & (torch.arange(told.mask.shape[1]) < 5))
     if told.pooled is not None:
         others["pooled"] = replace(told, pooled=told.pooled.flip(0))
     if denoiser.guidance is not None:
@@ -198,8 +200,8 @@ def drawn(pipeline: DiffusionPipeline, tiny: Tiny, **more: object) -> Tensor:
     start = noise(tiny.channels)[:1]
     start = pack(start) if tiny.packed else start
     return pipeline(
-        prompt=PROMPTS[0], num_inference_steps=2, guidance_scale=GUIDANCE, latents=start,
-        height=SIDE, width=SIDE, output_type="latent", **tiny.call, **more,
+        prompt=PROMPTS[0], num_inference_steps=2, latents=start, height=SIDE, width=SIDE, output_type="latent",
+        **tiny.call, **guided(type(pipeline).__name__, GUIDANCE, 1), **more,
     ).images  # fmt: skip
 
 
@@ -253,8 +255,8 @@ def test_evaluation_draws_with_what_was_delivered(world: Path, folder: Path, tin
     own = DiffusionPipeline.from_pretrained(folder, local_files_only=True).scheduler
     if own.config.get("use_dynamic_shifting"):
         assert scheduler_of(delivered, "euler").config == own.config
-    if tiny.packed:
-        with pytest.raises(LatentflowError, match=r"evaluate\.sampler heun: a FluxPipeline lays out its own"):
+    if denoisers.family_for(load(PARAMS, [f"model.pretrained={folder}"]).model).lays_out_sigmas:
+        with pytest.raises(LatentflowError, match=r"evaluate\.sampler heun: a \w+ lays out its own"):
             scheduler_of(delivered, "heun")
     else:
         assert scheduler_of(delivered, "heun").config.sampler == "heun"

@@ -131,6 +131,15 @@ def test_a_long_caption_is_counted_for_each_text_model(made: dict[str, Path]) ->
     assert source.cut(["red " * 90]) == {"text_encoder": 1, "text_encoder_2": 1, "text_encoder_3": 1}
 
 
+def test_what_frames_a_caption_counts_but_for_what_is_left_out(tmp_path: Path) -> None:
+    folder = CHECKPOINTS["qwen-image"].write(tmp_path)
+    source = captions.find(named(folder, folder, folder, tokens=12).encode)
+    assert isinstance(source, captions.OfPipeline)
+    # Five tokens follow the caption; 34, which nobody reads, come before it.
+    assert source.cut(["x" * 7]) == {"text_encoder": 0}
+    assert source.cut(["x" * 8]) == {"text_encoder": 1}
+
+
 @contextmanager
 def hub(monkeypatch: pytest.MonkeyPatch, cache: Path, status: int, code: str) -> Iterator[None]:
     """A hub that answers every request so."""
