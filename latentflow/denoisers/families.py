@@ -14,11 +14,13 @@ from latentflow.data.condition import Condition
 from latentflow.denoisers.auraflow import AuraFlow
 from latentflow.denoisers.family import Family, NewFamily
 from latentflow.denoisers.flux import Flux
+from latentflow.denoisers.ltx import LTX
 from latentflow.denoisers.pixart import PixArt
 from latentflow.denoisers.qwen_image import QwenImage
 from latentflow.denoisers.stable_diffusion_3 import StableDiffusion3
 from latentflow.denoisers.stable_diffusion_xl import StableDiffusionXL
 from latentflow.denoisers.unet import UNet
+from latentflow.denoisers.wan import Wan
 from latentflow.denoisers.z_image import ZImage
 from latentflow.diffusion import Definition, Diffusion
 from latentflow.errors import LatentflowError
@@ -26,8 +28,9 @@ from latentflow.errors import LatentflowError
 DIFFUSION = "diffusion.json"
 """Beside model_index.json: what training and sampling must agree on."""
 
-GENERATION, TOLD = "generation.json", "told_guidance"
-"""Beside it: how the pipeline is called, and the guidance scale that a distilled model was told in training."""
+GENERATION, TOLD, FRAMES = "generation.json", "told_guidance", "num_frames"
+"""Beside it: how the pipeline is called, with the guidance scale that a distilled model was told in training, and among
+its call's arguments the frames of a clip."""
 
 FAMILIES: dict[str, NewFamily] = {"unet": UNet(), "pixart": PixArt(), "auraflow": AuraFlow()}
 """Of which new models are made, by the names in ``model.denoiser``."""
@@ -41,6 +44,8 @@ PIPELINES: dict[str, Family] = {
         Flux(),
         QwenImage(),
         ZImage(),
+        Wan(),
+        LTX(),
     )
 }
 """All, by the pipelines that they ship in."""
@@ -59,16 +64,19 @@ class Denoiser:
     guidance: float | None = None
 
     def predict(self, xt: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """Model output for x_t (n, c, h, w); ``sigma`` is (n,) or a scalar."""
+        """Model output for x_t (n, c, h, w), of clips (n, c, f, h, w); ``sigma`` is (n,) or a scalar."""
         sigma = sigma.double()
         timestep = self.definition.timestep(sigma).to(device=xt.device, dtype=torch.float32).expand(len(xt))
         scale = self.definition.input_scale(sigma).to(device=xt.device, dtype=xt.dtype).expand(len(xt))
         if self.guidance is not None and condition.guidance is None:
             condition = condition.guided(self.guidance)
-        return self.family.predict(self.model, xt * scale[:, None, None, None], timestep, condition)
+        xt = xt * scale.reshape(-1, *(1,) * (xt.ndim - 1))
+        if self.family.clips and xt.ndim == 4:
+            return self.family.predict(self.model, xt.unsqueeze(2), timestep, condition).squeeze(2)
+        return self.family.predict(self.model, xt, timestep, condition)
 
     def tokens(self, latent_shape: Sequence[int]) -> int:
-        """How many tokens a picture is."""
+        """How many tokens a picture or a clip is."""
         config: Mapping[str, Any] = self.model.config  # type: ignore[assignment]
         return self.family.tokens(config, latent_shape)
 

@@ -28,7 +28,9 @@ def check_together(params: Params) -> None:
         raise LatentflowError(
             f"autoencoder.resolution {side} is not a multiple of {vae.factor}, by which the VAE shrinks pictures."
         )
-    shape: Shape = (vae.channels, side // vae.factor, side // vae.factor)
+    frames = params.encode.clip_frames
+    time = [vae.shortened(frames)] if frames else []
+    shape: Shape = (vae.channels, *time, side // vae.factor, side // vae.factor)
     starting.check(params.model, [shape], _captions(params.encode), weights=False)
     if params.model.pretrained and "auto" in (params.diffusion.definition, params.diffusion.schedule):
         trained_with(starting.pretrained(params.model, weights=False).folder)

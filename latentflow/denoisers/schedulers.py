@@ -18,7 +18,7 @@ from diffusers import (
 )
 
 from latentflow.denoisers.carried import carry_code
-from latentflow.denoisers.families import GENERATION, family_of, read_diffusion
+from latentflow.denoisers.families import FRAMES, GENERATION, family_of, read_diffusion
 from latentflow.diffusion import Diffusion
 from latentflow.diffusion.definitions import BETA_END, BETA_START
 from latentflow.diffusion.schedules import dynamic_mu
@@ -52,12 +52,13 @@ def scheduler_of(folder: Path, sampler: str) -> SchedulerMixin:
     return scheduler_for(read_diffusion(folder), sampler, tokens, family.flow_pipeline)
 
 
-def _latent_size(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
-    """Height and width of the latents of the pictures that a saved pipeline draws unless told otherwise."""
+def _latent_size(folder: Path, config: dict[str, Any]) -> tuple[int, int, int]:
+    """Frames, height and width of the latents of what a saved pipeline draws unless told otherwise."""
     if "sample_size" in config:
-        return config["sample_size"], config["sample_size"]
-    drawn, factor = _read(folder / GENERATION), latent_shape(_read(folder / "vae" / "config.json")).factor
-    return drawn["height"] // factor, drawn["width"] // factor
+        return 1, config["sample_size"], config["sample_size"]
+    drawn, shape = _read(folder / GENERATION), latent_shape(_read(folder / "vae" / "config.json"))
+    frames = shape.shortened(drawn["call"].get(FRAMES, 1))
+    return frames, drawn["height"] // shape.factor, drawn["width"] // shape.factor
 
 
 def _read(path: Path) -> dict[str, Any]:

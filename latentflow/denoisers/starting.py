@@ -10,7 +10,7 @@ import torch
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 
-from latentflow.denoisers.families import DIFFUSION, FAMILIES, family_of, model_class
+from latentflow.denoisers.families import DIFFUSION, FAMILIES, PIPELINES, family_of, model_class
 from latentflow.denoisers.family import Family, NewFamily
 from latentflow.denoisers.intake import Captions, Shape, size, untiled
 from latentflow.devices import seeded_weights
@@ -59,11 +59,6 @@ def check(params: ModelParams, shapes: Sequence[Shape], captions: Captions, weig
 
     Reads configs only, and without ``weights`` needs no others here. Raises LatentflowError that names the parameter.
     """
-    if any(len(shape) != 3 for shape in shapes):
-        raise LatentflowError(
-            "the encoded set holds clips, and no denoiser here trains on clips yet; set encode.clip_frames to 0 and "
-            "encode again."
-        )
     if params.pretrained:
         _check_saved(params, shapes, captions, weights)
     else:
@@ -75,8 +70,18 @@ def family_for(params: ModelParams) -> Family:
     return family_of(pretrained(params).folder) if params.pretrained else FAMILIES[params.denoiser]
 
 
+def _refuse_clips(setting: str, family: Family, shapes: Sequence[Shape]) -> None:
+    if not family.clips and (clips := next((shape for shape in shapes if len(shape) == 4), None)):
+        others = ", ".join(name for name, other in PIPELINES.items() if other.clips)
+        raise LatentflowError(
+            f"{setting}: a {family.pipeline_class} draws pictures, and encode.clip_frames makes latents of clips, "
+            f"{size(clips)}; set it to 0 and encode again, or fine-tune a pipeline that draws clips: {others}."
+        )
+
+
 def _check_new(params: ModelParams, shapes: Sequence[Shape], captions: Captions) -> None:
     name, family = params.denoiser, FAMILIES[params.denoiser]
+    _refuse_clips("model.denoiser", family, shapes)
     if captions.pipeline:
         raise LatentflowError(
             f"model.denoiser: a new {name} ships with a single text model, and encode.text_encoder reads captions as a "
@@ -99,6 +104,7 @@ def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Caption
     pipeline = pretrained(params, weights)
     family = family_of(pipeline.folder)
     folder = _weights(pipeline, family) if weights else pipeline.folder / family.subfolder
+    _refuse_clips(SETTING, family, shapes)
     if captions.pipeline != family.pipeline_class and (captions.pipeline or not isinstance(family, NewFamily)):
         way = f"as a {captions.pipeline} does" if captions.pipeline else "with a single model"
         raise LatentflowError(
@@ -111,6 +117,7 @@ def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Caption
             "not those that encoded the captions; name the same pipeline in encode.text_encoder, and encode again."
         )
     try:
+        family.refuse(pipeline.index)
         misfit = family.intake(pipeline.config(family.subfolder)).misfit(shapes, captions)
     except KeyError as error:
         misfit = f"lacks {error} in its config.json"

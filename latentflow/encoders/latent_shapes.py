@@ -20,6 +20,14 @@ class LatentShape:
     factor: int
     frames: int = 0
 
+    def shortened(self, frames: int) -> int:
+        """How many frames the latents of a clip of so many have."""
+        return (frames - 1) // self.frames + 1 if self.frames else frames
+
+    def lengthened(self, frames: int) -> int:
+        """How many frames the clip has, of latents of so many."""
+        return (frames - 1) * self.frames + 1 if self.frames else frames
+
 
 def _kl(config: Config) -> LatentShape:
     return LatentShape(config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1))

@@ -96,8 +96,16 @@ def _z_message(tokenizer: PreTrainedTokenizerBase, caption: str) -> str:
     return str(put)
 
 
+def _cleaned(_: PreTrainedTokenizerBase, caption: str) -> str:
+    """By the pipeline's own function, which also mends broken letters where ftfy is installed."""
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+    return str(prompt_clean(caption))
+
+
 QWEN = Wording(_qwen_message, 34)
 Z = Wording(_z_message)
+WAN = Wording(_cleaned)
 
 
 def _qwen_image(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
@@ -109,6 +117,18 @@ def _qwen_image(towers: Sequence[Tower], captions: list[str], flags: Flags) -> C
 def _z_image(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
     """Qwen3's last but one layer, the words of the chat included."""
     found = towers[0].worded(captions, Z, layer=-2)
+    return Condition(found.hidden, found.mask)
+
+
+def _wan(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
+    """UMT5's last hidden states; padding is hidden from it, and zeros afterwards."""
+    found = towers[0].worded(captions, WAN, layer=-1)
+    return Condition(found.hidden, found.mask)
+
+
+def _ltx(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
+    """T5's last hidden states, padding included; it is the denoiser from which that is hidden."""
+    found = towers[0].read(captions)
     return Condition(found.hidden, found.mask)
 
 
@@ -145,6 +165,8 @@ WAYS: dict[str, Way] = {
     ),
     "FluxPipeline": Way(TWO, _flux, lambda configs: (_width(configs[1]), _width(configs[0])), ("text_encoder_2",), 512),
     "QwenImagePipeline": Way(ONE, _qwen_image, _one_width, ("text_encoder",), 512, QWEN),
+    "WanPipeline": Way(ONE, _wan, _one_width, ("text_encoder",), 512, WAN),
+    "LTXPipeline": Way(ONE, _ltx, _one_width, ("text_encoder",), 128),
     "ZImagePipeline": Way(ONE, _z_image, _one_width, ("text_encoder",), 512, Z),
 }
 """By the pipeline's class."""

@@ -120,10 +120,14 @@ def encode(vae: ModelMixin, pixels: Tensor) -> Tensor:
 @torch.no_grad()
 def decode(vae: ModelMixin, latents: Tensor) -> Tensor:
     """The way back: latents (n, c, h, w) to pixels (n, 3, f·h, f·w), clamped to [-1, 1]; clips likewise."""
+    if latents.ndim == 5 and not knows_clips(vae):
+        return decode(vae, latents.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(latents), -1)).transpose(1, 2)
     alone = latents.ndim == 4 and knows_clips(vae)
     shift, scale = _scale(vae, latents.ndim + alone)
     latents = (latents.unsqueeze(2) if alone else latents) / scale + shift
-    pixels: Tensor = vae.decode(latents).sample
+    # Some of LTX-Video's take out the last noise themselves, and are told that there is none, as its pipeline does.
+    told = [latents.new_zeros(len(latents))] if vae.config.get("timestep_conditioning") else []
+    pixels: Tensor = vae.decode(latents, *told).sample
     return (pixels.squeeze(2) if alone else pixels).clamp(-1, 1)
 
 

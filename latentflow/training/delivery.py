@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from latentflow.denoisers import DIFFUSION
-from latentflow.denoisers.families import GENERATION, TOLD
+from latentflow.denoisers.families import FRAMES, GENERATION, TOLD
 from latentflow.denoisers.family import NewFamily
 from latentflow.denoisers.schedulers import put_scheduler, scheduler_for
 from latentflow.encoders import text as text_room
@@ -86,12 +86,15 @@ def _put_into(base: Path, job: Job, model: nn.Module, autoencoder: Path, folder:
 
 def _write_how(job: Job, folder: Path) -> None:
     """What training, evaluation and drawing must agree on."""
-    manifest = job.encoded.manifest
+    manifest, family = job.encoded.manifest, job.denoiser.family
     generation: dict[str, Any] = {
         "height": manifest.resolution,
         "width": manifest.resolution,
-        "call": job.denoiser.family.call_arguments(manifest.max_tokens),
+        "call": family.call_arguments(manifest.max_tokens),
     }
+    if family.clips:
+        frames = manifest.latent_shape[1] if len(manifest.latent_shape) == 4 else 1
+        generation["call"][FRAMES] = vae_room.shape_of(folder).lengthened(frames)
     if job.denoiser.guidance is not None:
         generation[TOLD] = job.denoiser.guidance
     write_json(folder / DIFFUSION, job.diffusion.to_json())

@@ -49,7 +49,7 @@ class Preview:
 
     @torch.no_grad()
     def pictures(self) -> Tensor:
-        """Latents (n, c, h, w) of the fixed captions, on the CPU."""
+        """Latents, such as (n, c, h, w), of the fixed captions, on the CPU."""
         encoded, shape = self._encoded, self._encoded.manifest.latent_shape
         generator = devices.step_generator(self._params.seed, "samples", 0)
         noise = torch.randn((len(encoded.prompts), *shape), generator=generator)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts import flux_loss, qwen_image_loss, sd3_loss, unet_loss, z_image_loss
+from scripts import flux_loss, ltx_loss, qwen_image_loss, sd3_loss, unet_loss, wan_loss, z_image_loss
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -22,17 +22,20 @@ class Tiny:
     """A family's checkpoint: ``build`` makes its pipeline, ``call`` is how it is then called for a comparison,
     and ``script`` computes a training step's loss as diffusers' training script does.
 
-    ``tokens``: encode.max_tokens. ``packed``: the pipeline's latents are sequences of 2x2 patches.
-    ``channels``: of the latents. ``scale``: the argument by which adapters are scaled. ``reads``: what of a condition
-    changes the denoiser's answer.
+    ``tokens``: encode.max_tokens. ``packed``: the pipeline's latents are sequences of patches, of that side.
+    ``side``, ``frames``: pixels of a picture, and how many of them are a clip (0: it is a picture). ``latents``: their
+    shape. ``scale``: the argument by which adapters are scaled. ``reads``: what of a condition changes the denoiser's
+    answer.
     """
 
     build: Callable[[], "DiffusionPipeline"]
     script: Callable[..., "Tensor"]
     call: dict[str, Any] = field(default_factory=dict)
     tokens: int = 0
-    packed: bool = False
-    channels: int = 4
+    packed: int = 0
+    side: int = SIDE
+    frames: int = 0
+    latents: tuple[int, ...] = (4, LATENT, LATENT)
     scale: str = "joint_attention_kwargs"
     reads: frozenset[str] = frozenset({"text"})
 
@@ -194,6 +197,65 @@ def _z_image() -> "DiffusionPipeline":
     )
 
 
+def _wan() -> "DiffusionPipeline":
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+
+    factors = {"temperal_downsample": [False, True], "scale_factor_spatial": 4, "scale_factor_temporal": 2}
+    return WanPipeline(
+        vae=AutoencoderKLWan(**VIDEO_VAE, **factors),
+        text_encoder=_t5(32, several_languages=True),
+        tokenizer=_t5_tokenizer(),
+        transformer=WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            text_dim=32,
+            freq_dim=16,
+            ffn_dim=64,
+            num_layers=2,
+            rope_max_seq_len=32,
+        ),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    )
+
+
+def _ltx() -> "DiffusionPipeline":
+    import torch
+    from diffusers import (
+        AutoencoderKLLTXVideo,
+        FlowMatchEulerDiscreteScheduler,
+        LTXPipeline,
+        LTXVideoTransformer3DModel,
+    )
+
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+    )
+    vae.latents_mean, vae.latents_std = 0.1 * torch.arange(8), 1 + 0.1 * torch.arange(8)
+    return LTXPipeline(
+        vae=vae,
+        text_encoder=_t5(32),
+        tokenizer=_t5_tokenizer(),
+        transformer=LTXVideoTransformer3DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            cross_attention_dim=32,
+            num_layers=2,
+            caption_channels=32,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024
+        ),
+    )
+
+
 VIDEO_VAE: dict[str, Any] = {
     "base_dim": 4,
     "z_dim": 4,
@@ -212,15 +274,28 @@ CHECKPOINTS: dict[str, Tiny] = {
     "stable-diffusion-1.5": Tiny(_stable_diffusion, unet_loss, scale=_UNET),
     "stable-diffusion-2.1": Tiny(lambda: _stable_diffusion("v_prediction"), unet_loss, scale=_UNET),
     "stable-diffusion-xl": Tiny(_stable_diffusion_xl, unet_loss, scale=_UNET, reads=_POOLED | {"sizes"}),
-    "stable-diffusion-3": Tiny(_stable_diffusion_3, sd3_loss, SHORT, tokens=12, channels=16, reads=_POOLED),
-    "flux.1-dev": Tiny(
-        lambda: _flux(guided=True), flux_loss, SHORT, tokens=12, packed=True, reads=_POOLED | {"guidance"}
+    "stable-diffusion-3": Tiny(
+        _stable_diffusion_3, sd3_loss, SHORT, tokens=12, latents=(16, LATENT, LATENT), reads=_POOLED
     ),
-    "flux.1-schnell": Tiny(lambda: _flux(guided=False), flux_loss, SHORT, tokens=12, packed=True, reads=_POOLED),
+    "flux.1-dev": Tiny(lambda: _flux(guided=True), flux_loss, SHORT, tokens=12, packed=2, reads=_POOLED | {"guidance"}),
+    "flux.1-schnell": Tiny(lambda: _flux(guided=False), flux_loss, SHORT, tokens=12, packed=2, reads=_POOLED),
     "qwen-image": Tiny(
-        _qwen_image, qwen_image_loss, LONGER, tokens=48, packed=True, scale="attention_kwargs", reads=_MASKED
+        _qwen_image, qwen_image_loss, LONGER, tokens=48, packed=2, scale="attention_kwargs", reads=_MASKED
     ),
     "z-image": Tiny(_z_image, z_image_loss, LONGER, tokens=48, reads=_MASKED),
+    "wan": Tiny(_wan, wan_loss, SHORT, tokens=12, frames=5, latents=(4, 3, LATENT, LATENT), scale="attention_kwargs"),
+    "ltx-video": Tiny(
+        _ltx,
+        ltx_loss,
+        SHORT,
+        tokens=12,
+        packed=1,
+        side=64,
+        frames=17,
+        latents=(8, 3, 2, 2),
+        scale="attention_kwargs",
+        reads=_MASKED,
+    ),
 }
 
 
@@ -289,10 +364,10 @@ def _clip_tokenizer(pad: str = "<|endoftext|>") -> "CLIPTokenizer":
     return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad, model_max_length=77)
 
 
-def _t5(width: int) -> "T5EncoderModel":
-    from transformers import T5Config, T5EncoderModel
+def _t5(width: int, several_languages: bool = False) -> "T5EncoderModel":
+    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-    config = T5Config(
+    config = (UMT5Config if several_languages else T5Config)(
         vocab_size=len(_t5_tokenizer()),
         d_model=width,
         d_kv=8,
@@ -301,7 +376,7 @@ def _t5(width: int) -> "T5EncoderModel":
         num_heads=2,
         dense_act_fn="gelu_new",
     )
-    return T5EncoderModel(config).eval()
+    return (UMT5EncoderModel if several_languages else T5EncoderModel)(config).eval()
 
 
 def _t5_tokenizer() -> "T5Tokenizer":

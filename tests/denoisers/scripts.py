@@ -95,3 +95,33 @@ def z_image_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told:
     )[0]
     predicted = -torch.stack(predicted, dim=0).squeeze(2)
     return torch.mean(((predicted.float() - (noise - x0).float()) ** 2).reshape(len(x0), -1), 1).mean()
+
+
+def wan_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Condition") -> Tensor:
+    """Of no script in diffusers' repository, which has none for clips: the same formula around its pipeline's call."""
+    sigmas = (TIMESTEPS.float() / 1000)[:, None, None, None, None]
+    noisy = (1.0 - sigmas) * x0 + sigmas * noise
+    predicted = pipeline.transformer(
+        hidden_states=noisy, timestep=TIMESTEPS, encoder_hidden_states=told.text, return_dict=False
+    )[0]
+    return torch.mean(((predicted.float() - (noise - x0).float()) ** 2).reshape(len(x0), -1), 1).mean()
+
+
+def ltx_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Condition") -> Tensor:
+    """As ``wan_loss``."""
+    sigmas = (TIMESTEPS.float() / 1000)[:, None, None, None, None]
+    noisy = (1.0 - sigmas) * x0 + sigmas * noise
+    frames, height, width = x0.shape[2:]
+    predicted = pipeline.transformer(
+        hidden_states=pipeline._pack_latents(noisy),
+        encoder_hidden_states=told.text,
+        timestep=TIMESTEPS.float(),
+        encoder_attention_mask=told.mask.long(),
+        num_frames=frames,
+        height=height,
+        width=width,
+        rope_interpolation_scale=(pipeline.vae_temporal_compression_ratio / 25, 32, 32),
+        return_dict=False,
+    )[0]
+    predicted = pipeline._unpack_latents(predicted, frames, height, width)
+    return torch.mean(((predicted.float() - (noise - x0).float()) ** 2).reshape(len(x0), -1), 1).mean()

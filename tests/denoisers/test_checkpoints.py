@@ -3,14 +3,16 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
 import torch
 import trainings
-from checkpoints import CHECKPOINTS, LATENT, SIDE, Tiny
-from diffusers import DiffusionPipeline
+from checkpoints import CHECKPOINTS, Tiny
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from encoding import PARAMS, make_records, write_pictures
+from ingest_helpers import clip
 from scripts import TIMESTEPS
 from torch import Tensor
 
@@ -67,49 +69,74 @@ def conditions(folder: Path, tiny: Tiny, prompts: list[str]) -> tuple[Condition,
     told = source.load().encode(prompts)
     pooled = 0 if told.pooled is None else told.pooled.shape[-1]
     kind = Captions(told.text.shape[-1], pooled, source.made_from["pipeline"], source.digest)
-    return Condition(told.text, told.mask, told.pooled, square(len(prompts), SIDE)), kind
+    return Condition(told.text, told.mask, told.pooled, square(len(prompts), tiny.side)), kind
 
 
-def started(folder: Path, kind: Captions) -> denoisers.Denoiser:
+def started(folder: Path, tiny: Tiny, kind: Captions) -> denoisers.Denoiser:
     """The denoiser of a checkpoint as training begins with it."""
     params = load(PARAMS, [f"model.pretrained={folder}"]).model
     family = denoisers.family_for(params)
     config = denoisers.pretrained(params).config(family.subfolder)
-    shape = [family.intake(config).channels, LATENT, LATENT]
-    model = denoisers.start(params, shape, kind, seed=0).eval()
+    model = denoisers.start(params, list(tiny.latents), kind, seed=0).eval()
     told = GUIDANCE if family.told_guidance(config) else None
     return denoisers.Denoiser(family, model, denoisers.trained_with(folder).definition, told)
 
 
-def noise(channels: int, seed: int = 2) -> Tensor:
-    return torch.randn((2, channels, LATENT, LATENT), generator=torch.Generator().manual_seed(seed))
+def noise(tiny: Tiny, count: int = 2, seed: int = 2) -> Tensor:
+    return torch.randn((count, *tiny.latents), generator=torch.Generator().manual_seed(seed))
+
+
+def packed(latents: Tensor, tiny: Tiny) -> Tensor:
+    """As the pipeline takes them."""
+    if tiny.packed == 1:
+        return latents.flatten(2).transpose(1, 2)
+    return pack(latents) if tiny.packed else latents
+
+
+def unpacked(latents: Tensor, tiny: Tiny) -> Tensor:
+    """As the pipeline gives them."""
+    if tiny.packed == 1:
+        return latents.transpose(1, 2).unflatten(2, tiny.latents[1:])
+    return unpack(latents, *tiny.latents[1:]) if tiny.packed else latents
+
+
+def called(pipeline: DiffusionPipeline, tiny: Tiny, **more: object) -> Tensor:
+    """The latents that a pipeline gives."""
+    size = {"height": tiny.side, "width": tiny.side} | ({"num_frames": tiny.frames} if tiny.frames else {})
+    drawn = pipeline(output_type="latent", **size, **tiny.call, **more)
+    return unpacked(drawn["frames" if tiny.frames else "images"], tiny)
 
 
 @torch.no_grad()
 def test_our_encoding_and_sampler_give_the_pipelines_latents(folder: Path, tiny: Tiny) -> None:
     (told, kind), (empty, _) = conditions(folder, tiny, PROMPTS), conditions(folder, tiny, ["", ""])
-    denoiser, diffusion, pipeline = started(folder, kind), denoisers.trained_with(folder), opened(folder)
-    family, start = denoiser.family, noise(tiny.channels)
+    denoiser, diffusion, pipeline = started(folder, tiny, kind), denoisers.trained_with(folder), opened(folder)
+    family, start = denoiser.family, noise(tiny)
     tokens = denoiser.tokens(start.shape[1:])
     if not family.flow_pipeline:
-        pipeline.register_modules(scheduler=to_diffusers(diffusion, "euler", tokens))
-    sigmas = {"sigmas": torch.linspace(1, 1 / STEPS, STEPS).tolist()} if family.flow_pipeline else {}
-    theirs = pipeline(
+        # Of flow's schedulers for other pipelines' too, this one alone takes timesteps that are not whole.
+        flow = FlowMatchEulerDiscreteScheduler(shift=diffusion.schedule.shift)
+        of_others = diffusion.name != "flow"
+        pipeline.register_modules(scheduler=to_diffusers(diffusion, "euler", tokens) if of_others else flow)
+    takes = "sigmas" in signature(pipeline.__call__).parameters
+    sigmas = {"sigmas": torch.linspace(1, 1 / STEPS, STEPS).tolist()} if family.flow_pipeline and takes else {}
+    theirs = called(
+        pipeline,
+        tiny,
         prompt=PROMPTS,
         num_inference_steps=STEPS,
-        latents=pack(start) if tiny.packed else start,
-        height=SIDE,
-        width=SIDE,
-        output_type="latent",
+        latents=packed(start, tiny),
         **sigmas,
-        **tiny.call,
         **guided(type(pipeline).__name__, GUIDANCE, len(PROMPTS)),
-    ).images
-    theirs = unpack(theirs, LATENT, LATENT) if tiny.packed else theirs
+    )
     predict = family.guidance(GUIDANCE)(
         lambda xt, sigma, given: denoiser.predict(xt, sigma, told.filled(given)), told.tensors(), empty.tensors()
     )
     grid = diffusion.sigmas(STEPS, tokens)
+    if diffusion.name == "flow":
+        if family.flow_pipeline:
+            torch.testing.assert_close(pipeline.scheduler.sigmas.double(), grid, atol=1e-6, rtol=0)
+        grid = pipeline.scheduler.sigmas.double()
     # A pipeline begins with its latents as they are, our sampler with b·x_T.
     begun = start / diffusion.definition.data(grid[:1])[1].item()
     ours = sample(diffusion.definition, predict, begun, grid)
@@ -120,8 +147,8 @@ def test_our_encoding_and_sampler_give_the_pipelines_latents(folder: Path, tiny:
 def test_whatever_the_family_reads_changes_the_answer(folder: Path, tiny: Tiny) -> None:
     """Without it the comparison above would say little."""
     told, kind = conditions(folder, tiny, PROMPTS)
-    denoiser = started(folder, kind)
-    xt, sigma = noise(tiny.channels), torch.tensor(0.5)
+    denoiser = started(folder, tiny, kind)
+    xt, sigma = noise(tiny), torch.tensor(0.5)
     plain = denoiser.predict(xt, sigma, told)
     others = {"text": replace(told, text=told.text.flip(0)), "sizes": replace(told, sizes=told.sizes * 2)}
     others["mask"] = replace(told, mask=told.mask & (torch.arange(told.mask.shape[1]) < 5))
@@ -135,13 +162,14 @@ def test_whatever_the_family_reads_changes_the_answer(folder: Path, tiny: Tiny) 
 
 def test_a_training_steps_loss_is_that_of_diffusers_scripts(folder: Path, tiny: Tiny) -> None:
     captioned, kind = conditions(folder, tiny, [*PROMPTS, "sun"])
-    denoiser, pipeline = started(folder, kind), opened(folder)
+    denoiser, pipeline = started(folder, tiny, kind), opened(folder)
     told = captioned if denoiser.guidance is None else captioned.guided(denoiser.guidance)
-    x0, xT = (torch.randn(3, tiny.channels, LATENT, LATENT, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    x0, xT = (noise(tiny, 3, seed) for seed in (0, 1))
     wanted = tiny.script(pipeline, x0, xT, told)
 
     places = TIMESTEPS.double() / 1000  # of flow models; the others' σ stand in a table
-    sigma = places if denoiser.family.flow_pipeline else betas_to_sigmas(scaled_linear_betas())[TIMESTEPS]
+    flow = denoisers.trained_with(folder).name == "flow"
+    sigma = places if flow else betas_to_sigmas(scaled_linear_betas())[TIMESTEPS]
     params = trainings.params({"batch_size": 3})
     with parallel(params) as together:
         body = Body.build(params, denoiser, together)
@@ -153,19 +181,22 @@ def test_a_training_steps_loss_is_that_of_diffusers_scripts(folder: Path, tiny: 
 
 @pytest.fixture(scope="module")
 def world(folder: Path, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """100 steps of LoRA through the steps of the pipeline, on one picture; nothing but the checkpoint is named."""
+    """100 steps of LoRA through the pipeline's steps, on one picture or clip; nothing but the checkpoint is named."""
     root = tmp_path_factory.mktemp("world")
-    pictures = write_pictures(root / "pictures", 1, captions=PROMPTS).joinpath("000.png").read_bytes()
+    picture = write_pictures(root / "one", 1) / "000.png"
+    media = clip(tiny.frames, fps=25) if tiny.frames else picture.read_bytes()
+    (root / "media").mkdir()
     rows = []
     for number in range(16):
-        (root / "pictures" / f"{number:03d}.png").write_bytes(pictures)
-        rows.append(json.dumps({"file_name": f"{number:03d}.png", "text": PROMPTS[0]}) + "\n")
-    (root / "pictures" / "metadata.jsonl").write_text("".join(rows))
+        file = f"{number:03d}.{'mp4' if tiny.frames else 'png'}"
+        (root / "media" / file).write_bytes(media)
+        rows.append(json.dumps({"file_name": file, "text": PROMPTS[0]}) + "\n")
+    (root / "media" / "metadata.jsonl").write_text("".join(rows))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LATENTFLOW_STORE", str(root / "store"))
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
         patch.chdir(root)
-        records = make_records(root / "pictures", root / "records")
+        records = make_records(root / "media", root / "records")
         params = load(PARAMS, [f"{name}={json.dumps(value)}" for name, value in settings(folder, tiny).items()])
         autoencoder.run(for_step(params, "autoencoder"), records, root / "autoencoder")
         encode.run(for_step(params, "encode"), records, root / "autoencoder", root / "encoded")
@@ -178,7 +209,8 @@ def settings(folder: Path, tiny: Tiny) -> dict[str, object]:
     checkpoint = dict.fromkeys(("autoencoder.pretrained", "encode.text_encoder", "model.pretrained"), str(folder))
     few = {f"train.{name}": value for name, value in trainings.FEW.items()}
     return checkpoint | few | {
-        "autoencoder.resolution": SIDE,
+        "autoencoder.resolution": tiny.side,
+        "encode.clip_frames": tiny.frames,
         "encode.max_tokens": tiny.tokens,
         "encode.sample_prompts": [PROMPTS[0]],
         "train.adapter.kind": "lora",
@@ -197,19 +229,16 @@ def settings(folder: Path, tiny: Tiny) -> dict[str, object]:
 
 
 def drawn(pipeline: DiffusionPipeline, tiny: Tiny, **more: object) -> Tensor:
-    start = noise(tiny.channels)[:1]
-    start = pack(start) if tiny.packed else start
-    return pipeline(
-        prompt=PROMPTS[0], num_inference_steps=2, latents=start, height=SIDE, width=SIDE, output_type="latent",
-        **tiny.call, **guided(type(pipeline).__name__, GUIDANCE, 1), **more,
-    ).images  # fmt: skip
+    guidance = guided(type(pipeline).__name__, GUIDANCE, 1)
+    start = packed(noise(tiny)[:1], tiny)
+    return called(pipeline, tiny, prompt=PROMPTS[0], num_inference_steps=2, latents=start, **guidance, **more)
 
 
 def test_a_hundred_steps_of_lora_lower_the_loss(world: Path, folder: Path, tiny: Tiny) -> None:
     split = EncodedSet.open(world / "encoded").split("validation")
     groups = heldout_groups(split, torch.device("cpu"))
     after = denoisers.load(world / "model" / "pipeline")
-    before = replace(after, model=started(folder, conditions(folder, tiny, PROMPTS)[1]).model)
+    before = replace(after, model=started(folder, tiny, conditions(folder, tiny, PROMPTS)[1]).model)
     sigmas = heldout_sigmas(after.definition)
     first, last = (heldout_loss(one.predict, groups, one.definition, sigmas, 0, 40).mean for one in (before, after))
     assert last < 0.98 * first
@@ -250,8 +279,12 @@ def test_the_delivered_pipeline_is_the_checkpoint_with_the_adapter_merged(
 
 def test_evaluation_draws_with_what_was_delivered(world: Path, folder: Path, tiny: Tiny) -> None:
     delivered = world / "model" / "pipeline"
-    drawn_by = Artist(delivered, Settings.read(delivered, "euler", 2, GUIDANCE))
-    assert drawn_by.draw([Request(PROMPTS[0], 0)], 1).pictures.shape == (1, 3, SIDE, SIDE)
+    settings = Settings.read(delivered, "euler", 2, GUIDANCE)
+    if tiny.frames:
+        assert settings.call["num_frames"] == tiny.frames
+    else:
+        drawn = Artist(delivered, settings).draw([Request(PROMPTS[0], 0)], 1).pictures
+        assert drawn.shape == (1, 3, tiny.side, tiny.side)
     own = DiffusionPipeline.from_pretrained(folder, local_files_only=True).scheduler
     if own.config.get("use_dynamic_shifting"):
         assert scheduler_of(delivered, "euler").config == own.config
