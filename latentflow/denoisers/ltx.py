@@ -46,7 +46,8 @@ class LTX(Family):
             width=width,
             rope_interpolation_scale=(FRAMES / FRAME_RATE, SIDE, SIDE),
         ).sample
-        return output.transpose(1, 2).unflatten(2, (frames, height, width))
+        answer: Tensor = output.transpose(1, 2).unflatten(2, (frames, height, width))
+        return answer
 
     def call_arguments(self, max_tokens: int) -> dict[str, Any]:
         return {"max_sequence_length": max_tokens, "frame_rate": FRAME_RATE}

@@ -32,6 +32,7 @@ def check_together(params: Params) -> None:
     time = [vae.shortened(frames)] if frames else []
     shape: Shape = (vae.channels, *time, side // vae.factor, side // vae.factor)
     starting.check(params.model, [shape], _captions(params.encode), weights=False)
+    starting.check_vae(params.model, vae)
     if params.model.pretrained and "auto" in (params.diffusion.definition, params.diffusion.schedule):
         trained_with(starting.pretrained(params.model, weights=False).folder)
     if Path(params.model.pretrained).is_dir():  # What lies elsewhere is looked at when it is brought here.

@@ -16,6 +16,7 @@ from latentflow.denoisers.intake import Captions, Shape, size, untiled
 from latentflow.devices import seeded_weights
 from latentflow.encoders import checkpoint
 from latentflow.encoders.checkpoint import Checkpoint, require_whole
+from latentflow.encoders.latent_shapes import LatentShape
 from latentflow.encoders.readings import WAYS
 from latentflow.errors import LatentflowError
 from latentflow.files import digest_folder
@@ -63,6 +64,15 @@ def check(params: ModelParams, shapes: Sequence[Shape], captions: Captions, weig
         _check_saved(params, shapes, captions, weights)
     else:
         _check_new(params, shapes, captions)
+
+
+def check_vae(params: ModelParams, vae: LatentShape) -> None:
+    """Refuses a VAE of pictures for a denoiser of clips. Raises LatentflowError that names the parameter."""
+    if not vae.frames and (family := family_for(params)).clips:
+        raise LatentflowError(
+            f"{SETTING}: a {family.pipeline_class} draws clips, and the autoencoder knows pictures only; name the same "
+            "pipeline in autoencoder.pretrained."
+        )
 
 
 def family_for(params: ModelParams) -> Family:

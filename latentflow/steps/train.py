@@ -151,7 +151,10 @@ def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest, mo
         )
     _check_captions(model, manifest)
     _check_shapes(model, inputs.diffusion, manifest)
-    from latentflow.denoisers import start_digest
+    from latentflow.denoisers import check_vae, start_digest
+    from latentflow.encoders.vae import shape_of
+
+    check_vae(model, shape_of(sources.autoencoder_folder))
 
     digests = {"encoded": manifest.digest, "autoencoder": vae_manifest.digest}
     return digests | _own_code(inputs) | start_digest(model)

@@ -80,6 +80,7 @@ def _put_into(base: Path, job: Job, model: nn.Module, autoencoder: Path, folder:
         if isinstance(made, list) and (base / name).is_dir() and name not in (subfolder, "vae"):
             copy_tree_or_file(base / name, folder / name)
     copy_tree_or_file(autoencoder / "vae", folder / "vae")
+    index["vae"] = ["diffusers", vae_room.class_of(autoencoder)]
     model.save_pretrained(folder / subfolder, safe_serialization=True)  # type: ignore[operator]
     write_json(folder / INDEX, index)
 

@@ -86,6 +86,23 @@ def test_widths_that_do_not_fit_and_a_new_denoiser_with_several_text_models(
         check_together(named(made["xl"], folder, made["xl"]))
 
 
+def test_clips_are_for_pipelines_that_draw_clips_with_a_vae_of_clips(tmp_path: Path, made: dict[str, Path]) -> None:
+    wan = CHECKPOINTS["wan"].write(tmp_path / "wan")
+    for frames in (0, 5):
+        check_together(clipped(named(wan, wan, wan), frames))
+    with pytest.raises(LatentflowError, match=r"^model\.pretrained: a StableDiffusionPipeline draws .* 5x8x8; .*Wan"):
+        check_together(clipped(named(made["sd"], made["sd"], made["sd"]), 5))
+    with pytest.raises(LatentflowError, match=r"^model\.pretrained: a WanPipeline draws clips, and the autoencoder k"):
+        check_together(named(made["sd"], wan, wan))
+    both = copied(wan, tmp_path / "both", "model_index.json", boundary_ratio=0.875)
+    with pytest.raises(LatentflowError, match=r"^model\.pretrained: .* is one of two, of which transformer_2 draws at"):
+        check_together(named(both, both, both))
+
+
+def clipped(params: Params, frames: int) -> Params:
+    return params.model_copy(update={"encode": params.encode.model_copy(update={"clip_frames": frames})})
+
+
 def copied(pipeline: Path, copy: Path, file: str, **values: object) -> Path:
     shutil.copytree(pipeline, copy)
     (copy / file).write_text(json.dumps(json.loads((copy / file).read_text()) | values))
