@@ -56,11 +56,9 @@ def _inputs(step: str, file: Path, overrides: list[str] | None) -> Any:
 
 def _check_together(file: Path, overrides: list[str] | None) -> None:
     """Refuses a VAE, text models and a denoiser that do not fit, as only all sections together can tell."""
-    params = parameters.load(file, overrides)
-    if params.model.pretrained or params.encode.text_encoder != "minilm":
-        from latentflow.denoisers.preflight import check_together
+    from latentflow.denoisers.preflight import check_together
 
-        check_together(params)
+    check_together(parameters.load(file, overrides))
 
 
 @app.command()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latentflow.data.condition import Condition
 from latentflow.denoisers.intake import Intake
-from latentflow.diffusion import Guidance
+from latentflow.diffusion import SAMPLERS, Guidance
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
 
@@ -36,6 +36,11 @@ class Family(ABC):
     """Endings of the names of the layers that get low-rank changes unless the parameters name others."""
     loads_adapters: ClassVar[bool] = True
     """Whether the pipeline loads a file of low-rank changes; else only the merged model can be delivered."""
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """The names of the samplers by which the pipeline can be drawn."""
+        return ("euler",) if self.lays_out_sigmas else SAMPLERS
 
     @abstractmethod
     def intake(self, config: Mapping[str, Any]) -> Intake:

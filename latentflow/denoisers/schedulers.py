@@ -19,6 +19,7 @@ from diffusers import (
 
 from latentflow.denoisers.carried import carry_code
 from latentflow.denoisers.families import FRAMES, GENERATION, family_of, read_diffusion
+from latentflow.denoisers.family import Family
 from latentflow.diffusion import Diffusion
 from latentflow.diffusion.definitions import BETA_END, BETA_START
 from latentflow.diffusion.schedules import dynamic_mu
@@ -37,19 +38,34 @@ def scheduler_of(folder: Path, sampler: str) -> SchedulerMixin:
 
     Raises LatentflowError where the pipeline cannot be drawn by it.
     """
-    family = family_of(folder)
-    if sampler != "euler" and family.lays_out_sigmas:
-        raise LatentflowError(
-            f"evaluate.sampler {sampler}: a {family.pipeline_class} lays out its own σ, which only euler takes; set it "
-            "to euler."
-        )
+    family, diffusion = family_of(folder), read_diffusion(folder)
+    check_sampler(family, sampler)
     own = _read(folder / "scheduler" / "scheduler_config.json")
-    if sampler == "euler" and family.flow_pipeline and own.get("use_dynamic_shifting"):
+    shifts = diffusion.name == "flow" and diffusion.schedule.name == "dynamic_shift" and own.get("use_dynamic_shifting")
+    if sampler == "euler" and family.flow_pipeline and shifts:
         # Its shift follows the size of each picture, which a scheduler made for one size does not.
         return FlowMatchEulerDiscreteScheduler.from_config(own)
     config = _read(folder / family.subfolder / "config.json")
     tokens = family.tokens(config, (0, *_latent_size(folder, config)))
-    return scheduler_for(read_diffusion(folder), sampler, tokens, family.flow_pipeline)
+    return scheduler_for(diffusion, sampler, tokens, family.flow_pipeline)
+
+
+def check_sampler(family: Family, sampler: str) -> None:
+    """Raises LatentflowError where the family's pipeline cannot be drawn by that sampler."""
+    if sampler not in family.samplers:
+        raise LatentflowError(
+            f"evaluate.sampler {sampler}: a {family.pipeline_class} lays out its own σ, which only "
+            f"{', '.join(family.samplers)} takes; set it to {family.samplers[0]}."
+        )
+
+
+def check_diffusion(family: Family, diffusion: Diffusion) -> None:
+    """Raises LatentflowError where what would be trained could not be drawn by the family's pipeline."""
+    if family.lays_out_sigmas and (diffusion.name != "flow" or _flow_shift(diffusion, 1) is None):
+        raise LatentflowError(
+            f"diffusion: a {family.pipeline_class} lays out its own σ, which definition {diffusion.name} with schedule "
+            f"{diffusion.schedule.name} does not take; leave diffusion.definition and diffusion.schedule at auto."
+        )
 
 
 def _latent_size(folder: Path, config: dict[str, Any]) -> tuple[int, int, int]:

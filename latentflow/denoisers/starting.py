@@ -68,16 +68,16 @@ def check(params: ModelParams, shapes: Sequence[Shape], captions: Captions, weig
 
 def check_vae(params: ModelParams, vae: LatentShape) -> None:
     """Refuses a VAE of pictures for a denoiser of clips. Raises LatentflowError that names the parameter."""
-    if not vae.frames and (family := family_for(params)).clips:
+    if not vae.frames and (family := family_for(params, weights=False)).clips:
         raise LatentflowError(
             f"{SETTING}: a {family.pipeline_class} draws clips, and the autoencoder knows pictures only; name the same "
             "pipeline in autoencoder.pretrained."
         )
 
 
-def family_for(params: ModelParams) -> Family:
+def family_for(params: ModelParams, weights: bool = True) -> Family:
     """That of ``model.pretrained``, else the one of new models that ``model.denoiser`` names."""
-    return family_of(pretrained(params).folder) if params.pretrained else FAMILIES[params.denoiser]
+    return family_of(pretrained(params, weights).folder) if params.pretrained else FAMILIES[params.denoiser]
 
 
 def _refuse_clips(setting: str, family: Family, shapes: Sequence[Shape]) -> None:
@@ -138,11 +138,15 @@ def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Caption
 
 
 def pretrained(params: ModelParams, weights: bool = True) -> Checkpoint:
-    """The pipeline that ``model.pretrained`` names, downloaded where it is in the registry or on the hub.
+    """The pipeline that ``model.pretrained`` names; see ``find_pipeline``."""
+    return find_pipeline(params.pretrained, weights)
+
+
+def find_pipeline(name: str, weights: bool = True) -> Checkpoint:
+    """The pipeline of a folder, an address in the registry, or an id of the hub, with its revision or without.
 
     Raises LatentflowError where it is none of a known family.
     """
-    name = params.pretrained
     on_hub = not name.startswith("models:/") and not Path(name).exists()
     found = checkpoint.find(name, SETTING, weights=weights) if on_hub else None
     try:

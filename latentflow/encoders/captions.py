@@ -64,12 +64,17 @@ def find(params: EncodeParams, weights: bool = True) -> CaptionSource:
     name = params.text_encoder
     if name == "minilm" or (pipeline := checkpoint.find(name, SETTING, _every_part(), weights)) is None:
         return Alone(name, params.max_tokens)
+    return of_pipeline(name, pipeline, params.max_tokens)
+
+
+def of_pipeline(name: str, pipeline: Checkpoint, max_tokens: int) -> "OfPipeline":
+    """The text models of a pipeline that goes by ``name``. Raises LatentflowError for one that is not known here."""
     if pipeline.kind not in WAYS:
         raise LatentflowError(
             f"{SETTING}: {name} is a {pipeline.kind}, and how it reads captions is not known here; known are "
             f"{', '.join(WAYS)}. Or name a single model's folder or hub id."
         )
-    return OfPipeline(name, pipeline, WAYS[pipeline.kind], params.max_tokens)
+    return OfPipeline(name, pipeline, WAYS[pipeline.kind], max_tokens)
 
 
 def _every_part() -> list[str]:

@@ -141,8 +141,9 @@ def _scale(vae: ModelMixin, dimensions: int) -> tuple[Tensor | float, Tensor | f
     """(shift, scale) with which latents become (latents - shift)·scale: numbers, or per channel to broadcast."""
     config, scale = vae.config, vae.config.get("scaling_factor")
     mean, std = config.get("latents_mean"), config.get("latents_std")
-    if isinstance(getattr(vae, "latents_mean", None), Tensor):  # LTX-Video keeps them with its weights.
-        mean, std = vae.latents_mean, vae.latents_std
+    beside_weights = dict(vae.named_buffers(recurse=False))
+    if "latents_mean" in beside_weights:  # LTX-Video's place for them.
+        mean, std = beside_weights["latents_mean"], beside_weights["latents_std"]
     if mean is None or std is None:
         return config.get("shift_factor") or 0.0, 1.0 if scale is None else scale
     shape = (1, -1, *(1,) * (dimensions - 2))

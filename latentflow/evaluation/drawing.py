@@ -111,7 +111,7 @@ class Artist:
         return Drawn(stacked, statistics.median(seconds))
 
     def _call(self, batch: list[Request], settings: Settings) -> list[Any]:
-        from latentflow.registry.pyfunc_model import guided
+        from latentflow.registry.pyfunc_model import FRAME_RATE, guided, images_of
 
         result = self._pipeline(
             prompt=[request.prompt for request in batch],
@@ -123,5 +123,4 @@ class Artist:
             **settings.call,
             **guided(self.pipeline_class, settings.guidance, len(batch)),
         )
-        images: list[Any] = result.images
-        return images
+        return images_of(result, FRAME_RATE)

@@ -40,12 +40,12 @@ class Model:
 
     def samplers(self) -> list[str]:
         """The names of samplers that it can be drawn with, its own first."""
-        from latentflow.diffusion import SAMPLERS
+        from latentflow.denoisers.families import family_of
         from latentflow.registry import pyfunc_model
 
         folder = self.pulled.folder
-        # A model that was not registered yet has no samplers beside it, but its definition gives every one.
-        implied = SAMPLERS if (folder / _DIFFUSION).is_file() else ()
+        # A model that was not registered yet has no samplers beside it, but its definition gives all that fit.
+        implied = family_of(folder).samplers if (folder / _DIFFUSION).is_file() else ()
         return list(dict.fromkeys([*pyfunc_model.samplers(folder), *implied]))
 
     def draw(self, order: Order, dials: Dials) -> "Image":

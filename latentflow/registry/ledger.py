@@ -242,14 +242,19 @@ def _finish(ledger: _Ledger, name: str) -> None:
 
 
 def _restore(ledger: _Ledger, name: str) -> None:
-    """Undoes what this process may have written after it lost its turn: the newest plan again, in a new turn."""
-    number = ledger.claim("restoring")
-    try:
-        _, plan = _newest_plan(ledger.read())
-        if plan:
-            _follow(ledger.client, name, plan["after"])
-    finally:
-        ledger.write(_key(number, "end"), f"{_DONE} by {ledger.holder}")
+    """Undoes what this process may have written after it lost its turn: the newest plan again, in a new turn.
+
+    That turn may be lost too, by a process that is slow enough; then once more.
+    """
+    kept = False
+    while not kept:
+        number = ledger.claim("restoring")
+        try:
+            _, plan = _newest_plan(ledger.read())
+            if plan:
+                _follow(ledger.client, name, plan["after"])
+        finally:
+            kept = ledger.write(_key(number, "end"), f"{_DONE} by {ledger.holder}")
 
 
 def _follow(client: "MlflowClient", name: str, after: Aliases) -> None:

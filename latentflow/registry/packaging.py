@@ -103,8 +103,8 @@ def _save(package: Package, folder: Path, description: "Model") -> None:
     """Writes the MLflow model folder, and into its copy of the pipeline what was not known before evaluation."""
     import mlflow.pyfunc
 
+    from latentflow.denoisers.families import family_of
     from latentflow.denoisers.schedulers import put_scheduler, scheduler_of
-    from latentflow.diffusion import SAMPLERS
 
     # MLflow shows a bar for its own copying and advises type hints and an input example; see pyfunc_model.py.
     with store.environment("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"), warnings.catch_warnings():
@@ -120,7 +120,7 @@ def _save(package: Package, folder: Path, description: "Model") -> None:
         )
     pipeline = folder / "artifacts" / "pipeline"
     put_scheduler(pipeline, scheduler_of(pipeline, package.generation["sampler"]))
-    for other in SAMPLERS:
+    for other in family_of(pipeline).samplers:
         if other != package.generation["sampler"]:
             scheduler_of(pipeline, other).save_pretrained(pipeline / "samplers" / other)
     write_json(pipeline / "generation.json", package.generation)

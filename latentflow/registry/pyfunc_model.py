@@ -27,6 +27,7 @@ import diffusers
 import mlflow
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
+import PIL.Image
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
@@ -41,6 +42,8 @@ SAMPLERS = "samplers"
 DTYPES = ("float32", "float16", "bfloat16")
 # What a request may ask for at most, so that one of a thousand users cannot stop the server for the others.
 MOST_STEPS, MOST_TIMES_LARGER, LARGEST_SEED = 1000, 4, 2**63 - 1
+# At which clips are shown whose pipeline is told no rate; Wan's are of so many frames per second.
+FRAME_RATE = 16
 # Of one step this pipeline believes that its model was distilled to draw in one, and asks the scheduler for what only
 # those models' schedulers have.
 _FEWEST_STEPS = {"PixArtAlphaPipeline": 2}
@@ -53,6 +56,19 @@ def guided(pipeline: str, scale: float, prompts: int) -> dict[str, Any]:
     if pipeline == "ZImagePipeline":  # It adds the contrast to the conditional answer.
         return {"guidance_scale": scale - 1}
     return {"guidance_scale": scale}
+
+
+def images_of(result: Any, frame_rate: float) -> list[Image]:
+    """What a pipeline drew, as PIL has it: a clip is one picture of several frames, of which the first is seen."""
+    if hasattr(result, "images"):
+        return list(result.images)
+    return [_animated(frames, 1000 / frame_rate) for frames in result.frames]
+
+
+def _animated(frames: list[Image], milliseconds: float) -> Image:
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format="PNG", save_all=True, append_images=frames[1:], duration=milliseconds)
+    return PIL.Image.open(buffer)
 
 
 class Wish(NamedTuple):
@@ -128,7 +144,10 @@ class Painter:
         self.folder = folder
         self.defaults = generation_defaults(folder)
         self.pipeline = open_pipeline(folder, device, dtype, trust_code)
-        self._takes_negative = "negative_prompt" in inspect.signature(self.pipeline.__call__).parameters
+        called_with = inspect.signature(self.pipeline.__call__).parameters
+        # Where guidance is a number that the model is told, a second scale, which stays at 1, is for negative prompts.
+        told = "true_cfg_scale" in called_with and "true_cfg_scale" not in guided(type(self.pipeline).__name__, 1.0, 1)
+        self._takes_negative = "negative_prompt" in called_with and not told
         self.schedulers = {self.defaults.get("sampler", ""): self.pipeline.scheduler}
         self._lock = threading.Lock()
 
@@ -142,13 +161,14 @@ class Painter:
 
     def paint(self, wish: Wish, settings: Mapping[str, Any]) -> Image:
         """One picture. The noise is drawn on the CPU, so a GPU starts from the same."""
+        self._check_size(settings)
         call = {**settings["call"], **guided(type(self.pipeline).__name__, settings["guidance"], prompts=1)}
         if wish.negative_prompt:
             call["negative_prompt"] = self._negative(wish, settings)
         with self._lock:
             self.pipeline.register_modules(scheduler=self._scheduler(settings["sampler"]))
             try:
-                image: Image = self.pipeline(
+                result = self.pipeline(
                     prompt=wish.prompt,
                     num_inference_steps=settings["steps"],
                     height=settings["height"],
@@ -156,8 +176,8 @@ class Painter:
                     generator=torch.Generator("cpu").manual_seed(settings["seed"]),
                     output_type="pil",
                     **call,
-                ).images[0]
-                return image
+                )
+                return images_of(result, call.get("frame_rate", FRAME_RATE))[0]
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -166,6 +186,14 @@ class Painter:
                 size = f"{settings['width']}x{settings['height']}"
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"this model cannot draw {size} (width x height): {reason}") from error
+
+    def _check_size(self, settings: Mapping[str, Any]) -> None:
+        """Some pipelines would draw a smaller picture than was asked for."""
+        processor = getattr(self.pipeline, "image_processor", None)
+        step = processor.config.vae_scale_factor if processor is not None else 1
+        if any(settings[side] % step for side in ("height", "width")):
+            size = f"{settings['width']}x{settings['height']}"
+            raise ValueError(f"this model cannot draw {size} (width x height): both must be multiples of {step}")
 
     def _negative(self, wish: Wish, settings: Mapping[str, Any]) -> str:
         if not self._takes_negative:
@@ -238,9 +266,9 @@ def _quiet() -> Iterator[None]:
 
 
 def to_png(image: Image) -> bytes:
-    """A picture as PNG bytes."""
+    """A picture as PNG bytes, a clip as those of an animated one."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", save_all=getattr(image, "is_animated", False))
     return buffer.getvalue()
 
 

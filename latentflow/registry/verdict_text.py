@@ -16,15 +16,18 @@ _RULING = {
 }
 
 
-def markdown(address: str, alias: str, verdict: Verdict) -> str:
-    """The page: what was decided about the version at ``address``, why, every rule, and what can be done."""
+def markdown(address: str, alias: str, verdict: Verdict, reigns: bool = False) -> str:
+    """The page: what was decided about the version at ``address``, why, every rule, and what can be done.
+
+    ``reigns``: it is the champion, so nothing is to be promoted.
+    """
     against = f"the champion, version {verdict.champion}" if verdict.champion else "no champion yet"
     parts = [
         f"# {address}: {_WORDS[verdict.status]}",
         f"Compared with {against}. " + (f"It is @{alias} now." if alias else "It has no alias."),
         "\n".join(f"- {reason}" for reason in verdict.reasons) if verdict.status is not Status.PASSED else "",
         table(verdict),
-        _advice(address, alias, verdict),
+        "" if reigns else _advice(address, verdict),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -64,13 +67,9 @@ def _difference(ruling: Ruling) -> str:
     return "" if ruling.champion is None else f"{ruling.candidate - ruling.champion:+.4g}"
 
 
-def _advice(address: str, alias: str, verdict: Verdict) -> str:
+def _advice(address: str, verdict: Verdict) -> str:
     if verdict.status is Status.PASSED:
-        return (
-            ""
-            if not verdict.champion or alias == "champion"
-            else f"`latentflow promote {address}` makes it the champion."
-        )
+        return f"`latentflow promote {address}` makes it the champion."
     if verdict.status is Status.INCONCLUSIVE:
         more = "More captions or seeds (evaluate.captions, evaluate.seeds) narrow the intervals. "
         return f'{more}`latentflow promote {address} --reason "..."` makes it the champion all the same.'

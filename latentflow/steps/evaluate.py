@@ -192,19 +192,25 @@ def _evaluate(params: EvaluateParams, sources: _Sources, weights: dict[str, str]
     record_set = RecordSet.open(sources.records_folder)
     plan = Plan.make(record_set.table, params)
     _check(plan, params, sources.records_folder)
-    _check_steps(pipeline, params)
+    _check_dials(pipeline, params)
     networks = Networks.load(params.weights)
     heldout, doubts = _heldout(sources, record_set, params)
     case = Case(Artist(pipeline, settings), plan, record_set, heldout, networks, weights, params, VERSION)
+    if settings.call.get("num_frames", 1) > 1:
+        doubts = [*doubts, "Of clips only the first frame is drawn and compared; the held-out loss is of whole clips."]
     findings = judge(case)
     for doubt in doubts:
         log.warning("%s: %s", pipeline, doubt)
     return replace(findings, warnings=[*doubts, *caveats(findings)]), record_set
 
 
-def _check_steps(pipeline: Path, params: EvaluateParams) -> None:
+def _check_dials(pipeline: Path, params: EvaluateParams) -> None:
+    """Refuses a sampler and numbers of steps that the pipeline cannot be drawn with."""
+    from latentflow.denoisers.families import family_of
+    from latentflow.denoisers.schedulers import check_sampler
     from latentflow.registry.pyfunc_model import fewest_steps
 
+    check_sampler(family_of(pipeline), params.sampler)
     least = fewest_steps(pipeline)
     if min([params.steps, *params.grid.steps]) < least:
         raise LatentflowError(
@@ -240,7 +246,7 @@ def _heldout(sources: _Sources, records: "RecordSet", params: EvaluateParams) ->
     if subject.encoded and subject.encoded != sources.encoded.digest:
         doubts = ["The model was trained on another encoded set: it may have seen the held-out captions."]
     unproven = subject.encoded != sources.encoded.digest and len(split)
-    if unproven and (reason := foreign(subject.pipeline, split, sources.encoded.max_tokens, records)):
+    if unproven and (reason := foreign(subject.pipeline, split, sources.encoded, records)):
         return None, [*doubts, f"The held-out loss is not measured: {reason}."]
     denoiser = denoisers.load(subject.pipeline)
     denoiser.model.to(device)

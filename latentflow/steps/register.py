@@ -137,6 +137,7 @@ class _Gate:
         self._client = client
         self._params = params
         self._judge = judge
+        self.champion_alias = params.champion_alias
         self.results = package.results
         self.champion: Path | None = None
 
@@ -169,7 +170,10 @@ def _keep(version: "Version", verdict: "Verdict", gate: _Gate) -> None:
         if gate.champion is not None:
             with suppress(LatentflowError):  # The verdict says already where the two do not compare.
                 write_text(folder / COMPARISON, page(gate.results, gate.champion))
-        write_text(folder / VERDICT, verdict_text.markdown(address, version.alias, verdict))
+        write_text(
+            folder / VERDICT,
+            verdict_text.markdown(address, version.alias, verdict, version.alias == gate.champion_alias),
+        )
         write_json(folder / VERDICT_JSON, asdict(verdict))
 
 

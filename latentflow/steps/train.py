@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from latentflow.data.encoded import EncodedSet
     from latentflow.denoisers import Beginning, Captions
-    from latentflow.diffusion import Diffusion
     from latentflow.registry.tracking import Run
     from latentflow.training.checkpoint import Identity, Progress
     from latentflow.training.loop import Job
@@ -120,20 +119,11 @@ def identify(inputs: TrainInputs, sources: Sources, force_rerun: str = "") -> st
 
 def resolved(inputs: TrainInputs, model: ModelParams) -> TrainInputs:
     """With what ``auto`` in diffusion stands for: model.pretrained's own definition and schedule, else plain flow."""
-    from latentflow.denoisers import pretrained, trained_with
-    from latentflow.diffusion import Diffusion, Schedule
+    from latentflow.denoisers import pretrained
+    from latentflow.denoisers.chosen_diffusion import resolved as resolved_diffusion
 
-    given = inputs.diffusion
-    if "auto" not in (given.definition, given.schedule):
-        return inputs
-    found = trained_with(pretrained(model).folder) if model.pretrained else Diffusion()
-    definition = found.name if given.definition == "auto" else given.definition
-    # Another definition's time is another one, and so is a schedule on it.
-    schedule = found.schedule if definition == found.name else Schedule()
-    dials = asdict(schedule) | {"schedule": schedule.name} if given.schedule == "auto" else {}
-    values = given.model_dump(mode="json") | {"definition": definition} | dials
-    values.pop("name", None)
-    return inputs.model_copy(update={"diffusion": DiffusionParams.model_validate(values)})
+    pipeline = pretrained(model).folder if model.pretrained else None
+    return inputs.model_copy(update={"diffusion": resolved_diffusion(inputs.diffusion, pipeline)})
 
 
 def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest, model: ModelParams) -> dict[str, str]:
@@ -171,9 +161,12 @@ def _check_captions(model: ModelParams, manifest: EncodedManifest) -> None:
 
 
 def _check_shapes(model: ModelParams, diffusion: DiffusionParams, manifest: EncodedManifest) -> None:
-    """Refuses latents and captions that the denoiser cannot take, before a device is asked for."""
+    """Refuses what the denoiser cannot take and what its pipeline cannot draw, before a device is asked for."""
     from latentflow import denoisers
+    from latentflow.denoisers.chosen_diffusion import to_diffusion
+    from latentflow.denoisers.schedulers import check_diffusion
 
+    check_diffusion(denoisers.family_for(model), to_diffusion(diffusion))
     shapes = sorted({shard.shape for shard in manifest.shards if shard.kind == "latents"})
     denoisers.check(model, shapes, _captions(manifest))
     denoisers.warn_of_other_definition(model, diffusion.definition)
@@ -233,12 +226,13 @@ def _train(
     from latentflow import denoisers
     from latentflow.data.encoded import EncodedSet
     from latentflow.denoisers import Denoiser
+    from latentflow.denoisers.chosen_diffusion import to_diffusion
     from latentflow.training import delivery, loop, page
     from latentflow.training.averages import Snapshots
     from latentflow.training.vault import Keep, Vault
 
     encoded = EncodedSet.open(sources.encoded, sources.parts)
-    diffusion = _diffusion(inputs.diffusion)
+    diffusion = to_diffusion(inputs.diffusion)
     shape, captions = encoded.manifest.latent_shape, _captions(encoded.manifest)
     family = denoisers.family_for(beginning.params)
     model = denoisers.start(beginning.params, shape, captions, inputs.train.seed)
@@ -307,8 +301,6 @@ def _manifest(inputs: TrainInputs, lineage: dict[str, str], job: "Job", folder: 
 
 def _own_code(inputs: TrainInputs) -> dict[str, str]:
     """The digests of the code of a definition and ideas of the user's own: another code is another training."""
-    if ":" in inputs.diffusion.definition:
-        _diffusion(inputs.diffusion)
     own = {"definition": inputs.diffusion.definition} | {f"idea {name}": name for name in inputs.train.ideas}
     return {what: _code_digest(name) for what, name in own.items() if ":" in name}
 
@@ -320,19 +312,6 @@ def _code_digest(name: str) -> str:
     assert path
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     return digest_json({file.relative_to(path.parent).as_posix(): sha256_file(file) for file in files})
-
-
-def _diffusion(params: DiffusionParams) -> "Diffusion":
-    """The definition and schedule that the parameters name; a definition of the user's own is imported here."""
-    from latentflow.diffusion import Diffusion, Schedule
-
-    dials = params.model_dump(exclude={"definition", "schedule", "sigmas"})
-    try:
-        diffusion = Diffusion(params.definition, Schedule(params.schedule, sigmas=tuple(params.sigmas), **dials))
-        diffusion.sigmas(diffusion.steps or 2, tokens=256)
-    except ValueError as error:
-        raise LatentflowError(f"diffusion: {error}.") from None
-    return diffusion
 
 
 def _lineage(job: "Job", parent: str) -> dict[str, str]:

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from latentflow.denoisers import DIFFUSION
+from latentflow.denoisers import DIFFUSION, trained_with
 from latentflow.denoisers.families import FRAMES, GENERATION, TOLD
 from latentflow.denoisers.family import NewFamily
-from latentflow.denoisers.schedulers import put_scheduler, scheduler_for
+from latentflow.denoisers.schedulers import put_scheduler, scheduler_for, scheduler_of
+from latentflow.diffusion import Diffusion
 from latentflow.encoders import text as text_room
 from latentflow.encoders import vae as vae_room
 from latentflow.encoders.checkpoint import INDEX
+from latentflow.errors import LatentflowError
 from latentflow.files import copy_tree_or_file, write_json
 from latentflow.training import trainable
 from latentflow.training.checkpoint import Curves
@@ -57,6 +59,8 @@ def write(job: Job, model: nn.Module, curves: Curves, parts: Parts, folder: Path
     else:
         _make_pipeline(job, model, parts.autoencoder, pipeline)
     _write_how(job, pipeline)
+    if parts.base and job.diffusion != _learnt_with(parts.base):
+        put_scheduler(pipeline, scheduler_of(pipeline, "euler"))
     _write_curves(curves, folder)
 
 
@@ -73,7 +77,7 @@ def _make_pipeline(job: Job, model: nn.Module, autoencoder: Path, folder: Path) 
 
 
 def _put_into(base: Path, job: Job, model: nn.Module, autoencoder: Path, folder: Path) -> None:
-    """The pipeline that was fine-tuned, with its scheduler, the trained denoiser and the VAE of the latents."""
+    """The pipeline that was fine-tuned, with the trained denoiser and the VAE of the latents."""
     subfolder = job.denoiser.family.subfolder
     index = json.loads((base / INDEX).read_text(encoding="utf-8"))
     for name, made in index.items():
@@ -83,6 +87,14 @@ def _put_into(base: Path, job: Job, model: nn.Module, autoencoder: Path, folder:
     index["vae"] = ["diffusers", vae_room.class_of(autoencoder)]
     model.save_pretrained(folder / subfolder, safe_serialization=True)  # type: ignore[operator]
     write_json(folder / INDEX, index)
+
+
+def _learnt_with(base: Path) -> Diffusion | None:
+    """The definition and schedule of the pipeline that was fine-tuned; None where its scheduler does not say."""
+    try:
+        return trained_with(base)
+    except LatentflowError:
+        return None
 
 
 def _write_how(job: Job, folder: Path) -> None:

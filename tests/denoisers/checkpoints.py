@@ -23,9 +23,9 @@ class Tiny:
     and ``script`` computes a training step's loss as diffusers' training script does.
 
     ``tokens``: encode.max_tokens. ``packed``: the pipeline's latents are sequences of patches, of that side.
-    ``side``, ``frames``: pixels of a picture, and how many of them are a clip (0: it is a picture). ``latents``: their
-    shape. ``scale``: the argument by which adapters are scaled. ``reads``: what of a condition changes the denoiser's
-    answer.
+    ``side``, ``frames``: pixels of a picture, and how many of them are a clip (0: it is a picture). ``step``: by how
+    many pixels another may be wider. ``latents``: their shape. ``scale``: the argument by which adapters are scaled.
+    ``reads``: what of a condition changes the denoiser's answer.
     """
 
     build: Callable[[], "DiffusionPipeline"]
@@ -34,6 +34,7 @@ class Tiny:
     tokens: int = 0
     packed: int = 0
     side: int = SIDE
+    step: int = 8
     frames: int = 0
     latents: tuple[int, ...] = (4, LATENT, LATENT)
     scale: str = "joint_attention_kwargs"
@@ -283,7 +284,9 @@ CHECKPOINTS: dict[str, Tiny] = {
         _qwen_image, qwen_image_loss, LONGER, tokens=48, packed=2, scale="attention_kwargs", reads=_MASKED
     ),
     "z-image": Tiny(_z_image, z_image_loss, LONGER, tokens=48, reads=_MASKED),
-    "wan": Tiny(_wan, wan_loss, SHORT, tokens=12, frames=5, latents=(4, 3, LATENT, LATENT), scale="attention_kwargs"),
+    "wan": Tiny(
+        _wan, wan_loss, SHORT, tokens=12, step=16, frames=5, latents=(4, 3, LATENT, LATENT), scale="attention_kwargs"
+    ),
     "ltx-video": Tiny(
         _ltx,
         ltx_loss,
@@ -291,6 +294,7 @@ CHECKPOINTS: dict[str, Tiny] = {
         tokens=12,
         packed=1,
         side=64,
+        step=32,
         frames=17,
         latents=(8, 3, 2, 2),
         scale="attention_kwargs",

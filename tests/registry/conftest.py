@@ -7,22 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from registry_helpers import INPUTS, write_evaluation, write_model
+from registry_helpers import INPUTS, clean_environment, write_evaluation, write_model
 
 from pipelines.mlflow_server import mlflow_server
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/tiny.py
-
-
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (
-        "MLFLOW_TRACKING_URI",
-        "MLFLOW_RUN_ID",
-        "MLFLOW_EXPERIMENT_NAME",
-        "MLFLOW_EXPERIMENT_ID",
-        "LATENTFLOW_STORE",
-    ):
-        monkeypatch.delenv(name, raising=False)
 
 
 def enter_store(empty_store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -30,16 +19,6 @@ def enter_store(empty_store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
     shutil.copy(empty_store, folder / "mlruns" / "mlflow.db")
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sqlite file with MLflow's tables; making them takes seconds, copying the file does not."""
-    from mlflow.tracking import MlflowClient
-
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture

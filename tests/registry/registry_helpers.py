@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from latentflow.evaluation.units import write_units
 from latentflow.manifest import EvaluationManifest, ModelManifest
 from latentflow.params import RegisterInputs, load
@@ -68,3 +70,15 @@ def write_evaluation(
         digest="a" * 64, fingerprint=fingerprint, inputs={"model": model}, mlflow_run_id="", metrics=metrics
     ).write(folder)
     return folder
+
+
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what names a store or a run."""
+    for name in (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_RUN_ID",
+        "MLFLOW_EXPERIMENT_NAME",
+        "MLFLOW_EXPERIMENT_ID",
+        "LATENTFLOW_STORE",
+    ):
+        monkeypatch.delenv(name, raising=False)

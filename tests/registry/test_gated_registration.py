@@ -67,7 +67,7 @@ def test_strict_registers_and_then_fails(champion: RegistrationManifest, model: 
 def test_too_little_evidence_makes_a_challenger_and_no_champion(
     champion: RegistrationManifest, model: Path, tmp_path: Path
 ) -> None:
-    found = candidate(model, tmp_path, "same", guidance=1.8)(inputs(promote="when_passed"))
+    found = candidate(model, tmp_path, "near", guidance=1.8)(inputs(promote="when_passed"))
     assert (found.status, found.alias) == ("inconclusive", "challenger")
     assert "More captions or seeds" in (tmp_path / "registration" / "verdict.md").read_text()
 
@@ -99,7 +99,7 @@ def test_a_first_model_below_a_threshold_is_no_champion(
 def test_a_challenger_that_is_refused_now_loses_its_alias(
     champion: RegistrationManifest, model: Path, tmp_path: Path
 ) -> None:
-    again = candidate(model, tmp_path, "same", guidance=1.8)
+    again = candidate(model, tmp_path, "near", guidance=1.8)
     assert again().alias == "challenger"
     gate = {"thresholds": {"retrieval/train/top5": {"min": 0.5}}, "comparisons": {}, "confidence": 0.95}
     assert again(inputs(gate=gate)).alias == ""

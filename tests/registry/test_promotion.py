@@ -235,12 +235,15 @@ def test_many_at_once_through_a_server_of_which_one_has_passed(server: str) -> N
 
 
 @pytest.mark.slow
-def test_a_killed_one_and_a_stalled_one_among_others_through_a_server(server: str) -> None:
+def test_a_killed_one_and_a_stalled_one_among_others_through_a_server(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turns are so short that on a busy machine any of them may be lost; whoever loses one says so."""
+    monkeypatch.setenv("LEASE_SECONDS", "2")
     make_versions(6)
     died("2")
-    stalled = start("3", "because", "stall")
-    told = go([stalled, start("4", "because"), start("5", "because")])
-    assert "LostTurnError" in told[0] or "changed" in told[0]
-    assert all(text.startswith("changed") for text in told[1:])
+    told = go([start("3", "because", "stall"), start("4", "because"), start("5", "because")])
+    assert all(text.startswith(("changed", "LostTurnError")) for text in told)
     made = plans()
+    assert made[0]["after"]["champion"] == "2"
     assert aliases() == {alias: version for alias, version in made[-1]["after"].items() if version}

@@ -12,10 +12,13 @@ import pytest
 from PIL import Image
 from registry_helpers import NAME
 from tiny import CALL
+from trainings import MODEL
 
+from latentflow import denoisers
 from latentflow.errors import LatentflowError, RegistryError
 from latentflow.generation.drawing import draw
 from latentflow.generation.orders import Dials
+from latentflow.params import ModelParams
 from latentflow.registry import pulling, pyfunc_model
 
 PROMPT = "red heart"
@@ -91,6 +94,26 @@ def test_pulled_models_are_kept_and_folders_are_taken_as_they_are(
     assert pulling.pull(f"models:/{NAME}/1") == kept
     assert (kept / "model_index.json").stat().st_mtime_ns == stamp
     assert pulling.pull(str(model)) == model / "pipeline" == pulling.pull(str(model / "pipeline"))
+
+
+def test_training_asks_the_registry_once_what_an_alias_is_on(
+    registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTFLOW_STORE", str(tmp_path / "work"))
+    asked: list[object] = []
+    find = pulling.find_version
+    monkeypatch.setattr(pulling, "find_version", lambda *given: asked.append(given) or find(*given))
+    model = ModelParams.model_validate(MODEL | {"denoiser": "unet", "pretrained": f"models:/{NAME}@champion"})
+    params, parent = denoisers.begin(model)
+    assert parent == f"models:/{NAME}/1"
+    assert "pretrained" in denoisers.start_digest(params)
+    denoisers.check(params, [(4, 8, 8)], 16)
+    denoisers.warn_of_other_definition(params, "flow")
+    assert denoisers.start(params, [4, 8, 8], 16, seed=0).training
+    assert len(asked) == 1
+    assert denoisers.begin(model.model_copy(update={"pretrained": ""})).parent == ""
+    with pytest.raises(LatentflowError, match=r"model\.pretrained: There is no folder nowhere"):
+        denoisers.begin(model.model_copy(update={"pretrained": "nowhere"}))
 
 
 def test_a_folder_of_somebody_else_is_not_replaced(registered: Path, tmp_path: Path) -> None:

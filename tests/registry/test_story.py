@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import clean_environment
 from mlflow.tracking import MlflowClient
+from registry_helpers import clean_environment
 from test_promotion import assert_one_after_the_other, go, plans, start
+from test_serving import Served, decoded, running
 
 from latentflow.errors import RefusedError
+from latentflow.generation.drawing import Model
 from latentflow.manifest import RegistrationManifest
 from latentflow.params import Params, for_step, load
 from latentflow.registry import marks, pulling, store
@@ -30,9 +32,12 @@ SIZES = [
     "autoencoder.steps=60",
     "encode.shard_size=64",
     "train.learning_rate=0.003",
+    "train.validate_every=1000",
+    "train.sample_every=1000",
+    "train.checkpoint_every=1000",
     "train.ema_decay=0.9",
     "evaluate.captions=24",
-    "evaluate.grid.prompts=0",
+    "evaluate.grid.steps=[3]",
     f"register.name={NAME}",
     "register.gate.comparisons={heldout_loss: 2%}",
 ]
@@ -102,7 +107,7 @@ def aliases(client: MlflowClient) -> dict[str, str]:
 
 def test_the_story(project: Project) -> None:
     # The first model has nobody to be compared with.
-    project.make("first", "train.steps=80")
+    project.make("first", "train.steps=60")
     first = project.register("first")
     assert (first.version, first.alias, first.status) == ("1", "champion", "passed")
     client = store.connect()
@@ -123,7 +128,7 @@ def test_the_story(project: Project) -> None:
     assert "Same prompt, same seed" in page
 
     # A better one, judged with other seeds: so is the champion, pulled from the registry, once.
-    project.make("better", "train.steps=600", "evaluate.seed=100")
+    project.make("better", "train.steps=300", "evaluate.seed=100")
     better = project.register("better", "evaluate.seed=100")
     assert (better.version, better.alias, better.status, better.champion) == ("3", "challenger", "passed", "1")
     judged = client.get_model_version(NAME, "1").tags[marks.JUDGED]
@@ -139,14 +144,22 @@ def test_the_story(project: Project) -> None:
     assert aliases(client) == {"champion": "1", "previous": "3"}
     assert client.get_model_version(NAME, "3").tags["latentflow.retired_because"] == "rollback: hearts look like stars"
 
-    # Serving: what stands behind the alias is what is drawn with.
-    assert pulling.pull_pinned(f"models:/{NAME}@champion").address == "models:/tiny/1"
+    # Serving: what stands behind the alias is what draws.
+    pulled = pulling.pull_pinned(f"models:/{NAME}@champion")
+    assert pulled.address == "models:/tiny/1"
+    command = ["latentflow.cli", "serve", f"models:/{NAME}@champion", "--device", "cpu"]
+    with running(command, project.root, project.root / "served") as (address, _):
+        served = Served(address, Model(pulled, device="cpu"))
+        status, answer = served.ask(dataframe_records=[{"prompt": "red heart"}], params={"seed": 4})
+        assert status == 200, answer
+        difference = decoded(answer["predictions"][0]["image"]).astype(int) - served.expected("red heart", 4)
+        assert abs(difference).max() <= 2  # The server draws in another number of threads.
 
     # Where it comes from, and what has changed here since.
     (project.root / "params.yaml").write_text(yaml.safe_dump(project.params("train.steps=90").model_dump(mode="json")))
     told = latentflow("lineage", f"models:/{NAME}@champion")
     records = json.loads((project.data / "records" / "manifest.json").read_text())["digest"]
-    for part in ("models:/tiny/1 @champion", f"records {records[:12]}", "train.steps: 80 -> 90", "code of commit"):
+    for part in ("models:/tiny/1 @champion", f"records {records[:12]}", "train.steps: 60 -> 90", "code of commit"):
         assert part in told
     assert json.loads(latentflow("lineage", f"models:/{NAME}/3", "--json"))["model"]["status"] == "passed"
 

@@ -1,0 +1,70 @@
+"""A tiny checkpoint as the pipeline's steps see it, and as diffusers does."""
+
+from pathlib import Path
+
+import torch
+from checkpoints import Tiny
+from diffusers import DiffusionPipeline
+from encoding import PARAMS
+from torch import Tensor
+
+from latentflow import denoisers
+from latentflow.data.condition import Condition, square
+from latentflow.denoisers import Captions
+from latentflow.denoisers.packing import pack, unpack
+from latentflow.encoders import captions
+from latentflow.params import load
+
+PROMPTS = ["a red heart", "the cat of blue dogs and a star, longer than the others are"]
+GUIDANCE = 3.0
+
+
+def opened(folder: Path) -> DiffusionPipeline:
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def conditions(folder: Path, tiny: Tiny, prompts: list[str]) -> tuple[Condition, Captions]:
+    """As encode makes them, and what its manifest says of them."""
+    params = load(PARAMS, [f"encode.text_encoder={folder}", f"encode.max_tokens={tiny.tokens}"]).encode
+    source = captions.find(params)
+    told = source.load().encode(prompts)
+    pooled = 0 if told.pooled is None else told.pooled.shape[-1]
+    kind = Captions(told.text.shape[-1], pooled, source.made_from["pipeline"], source.digest)
+    return Condition(told.text, told.mask, told.pooled, square(len(prompts), tiny.side)), kind
+
+
+def started(folder: Path, tiny: Tiny, kind: Captions) -> denoisers.Denoiser:
+    """The denoiser of a checkpoint as training begins with it."""
+    params = load(PARAMS, [f"model.pretrained={folder}"]).model
+    family = denoisers.family_for(params)
+    config = denoisers.pretrained(params).config(family.subfolder)
+    model = denoisers.start(params, list(tiny.latents), kind, seed=0).eval()
+    told = GUIDANCE if family.told_guidance(config) else None
+    return denoisers.Denoiser(family, model, denoisers.trained_with(folder).definition, told)
+
+
+def noise(tiny: Tiny, count: int = 2, seed: int = 2) -> Tensor:
+    return torch.randn((count, *tiny.latents), generator=torch.Generator().manual_seed(seed))
+
+
+def packed(latents: Tensor, tiny: Tiny) -> Tensor:
+    """As the pipeline takes them."""
+    if tiny.packed == 1:
+        return latents.flatten(2).transpose(1, 2)
+    return pack(latents) if tiny.packed else latents
+
+
+def unpacked(latents: Tensor, tiny: Tiny) -> Tensor:
+    """As the pipeline gives them."""
+    if tiny.packed == 1:
+        return latents.transpose(1, 2).unflatten(2, tiny.latents[1:])
+    return unpack(latents, *tiny.latents[1:]) if tiny.packed else latents
+
+
+def called(pipeline: DiffusionPipeline, tiny: Tiny, **more: object) -> Tensor:
+    """The latents that a pipeline gives."""
+    size = {"height": tiny.side, "width": tiny.side} | ({"num_frames": tiny.frames} if tiny.frames else {})
+    drawn = pipeline(output_type="latent", **size, **tiny.call, **more)
+    return unpacked(drawn["frames" if tiny.frames else "images"], tiny)
