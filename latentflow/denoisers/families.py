@@ -14,6 +14,7 @@ from latentflow.data.condition import Condition
 from latentflow.denoisers.auraflow import AuraFlow
 from latentflow.denoisers.family import Family, NewFamily
 from latentflow.denoisers.flux import Flux
+from latentflow.denoisers.flux_2 import Flux2
 from latentflow.denoisers.ltx import LTX
 from latentflow.denoisers.pixart import PixArt
 from latentflow.denoisers.qwen_image import QwenImage
@@ -42,6 +43,7 @@ PIPELINES: dict[str, Family] = {
         StableDiffusionXL(),
         StableDiffusion3(),
         Flux(),
+        Flux2(),
         QwenImage(),
         ZImage(),
         Wan(),

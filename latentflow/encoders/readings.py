@@ -6,6 +6,7 @@ compare pictures' latents with theirs.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class Way:
 
 ONE = (("text_encoder", "tokenizer"),)
 TWO = (*ONE, ("text_encoder_2", "tokenizer_2"))
+FLUX_2_LAYERS = (9, 18, 27)
 THREE = (*TWO, ("text_encoder_3", "tokenizer_3"))
 
 
@@ -89,10 +91,10 @@ def _qwen_message(_: PreTrainedTokenizerBase, caption: str) -> str:
     )
 
 
-def _z_message(tokenizer: PreTrainedTokenizerBase, caption: str) -> str:
-    """The tokenizer's own template around the caption, ready for an answer that begins with thoughts."""
+def _message(tokenizer: PreTrainedTokenizerBase, caption: str, thinking: bool) -> str:
+    """The tokenizer's own template around the caption, ready for an answer, with thoughts or without."""
     message = [{"role": "user", "content": caption}]
-    put = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    put = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
     return str(put)
 
 
@@ -104,7 +106,8 @@ def _cleaned(_: PreTrainedTokenizerBase, caption: str) -> str:
 
 
 QWEN = Wording(_qwen_message, 34)
-Z = Wording(_z_message)
+Z = Wording(partial(_message, thinking=True))
+FLUX_2 = Wording(partial(_message, thinking=False))
 WAN = Wording(_cleaned)
 
 
@@ -117,6 +120,12 @@ def _qwen_image(towers: Sequence[Tower], captions: list[str], flags: Flags) -> C
 def _z_image(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
     """Qwen3's last but one layer, the words of the chat included."""
     found = towers[0].worded(captions, Z, layer=-2)
+    return Condition(found.hidden, found.mask)
+
+
+def _flux_2(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
+    """Three of Qwen3's layers side by side, padding included."""
+    found = towers[0].stacked(captions, FLUX_2, FLUX_2_LAYERS)
     return Condition(found.hidden, found.mask)
 
 
@@ -165,6 +174,14 @@ WAYS: dict[str, Way] = {
     ),
     "FluxPipeline": Way(TWO, _flux, lambda configs: (_width(configs[1]), _width(configs[0])), ("text_encoder_2",), 512),
     "QwenImagePipeline": Way(ONE, _qwen_image, _one_width, ("text_encoder",), 512, QWEN),
+    "Flux2KleinPipeline": Way(
+        ONE,
+        _flux_2,
+        lambda configs: (len(FLUX_2_LAYERS) * _width(configs[0]), 0),
+        ("text_encoder",),
+        512,
+        FLUX_2,
+    ),
     "WanPipeline": Way(ONE, _wan, _one_width, ("text_encoder",), 512, WAN),
     "LTXPipeline": Way(ONE, _ltx, _one_width, ("text_encoder",), 128),
     "ZImagePipeline": Way(ONE, _z_image, _one_width, ("text_encoder",), 512, Z),

@@ -1,6 +1,6 @@
 """One text model with its tokenizer: the half of a pipeline's text encoding that is the same everywhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,21 @@ class Tower:
 
         Padding is hidden from the model, on whichever side its tokenizer has it.
         """
+        layers, read = self._layers(captions, wording)
+        hidden = layers[layer].new_zeros(len(captions), self.length, layers[layer].shape[-1])
+        mask = torch.zeros_like(hidden[..., 0], dtype=torch.bool)
+        for row, (states, there) in enumerate(zip(layers[layer], read, strict=True)):
+            kept = states[there][wording.dropped :]
+            hidden[row, : len(kept)], mask[row, : len(kept)] = kept, True
+        return Reading(hidden.float(), mask, None)
+
+    def stacked(self, captions: list[str], wording: Wording, layers: tuple[int, ...]) -> "Reading":
+        """The hidden states after several layers side by side, at every place; padding is hidden from the model."""
+        found, mask = self._layers(captions, wording)
+        return Reading(torch.cat([found[layer] for layer in layers], -1).float(), mask, None)
+
+    def _layers(self, captions: list[str], wording: Wording) -> tuple[Sequence[Tensor], Tensor]:
+        """The hidden states of all layers, and where there is no padding."""
         tokens = self.tokenizer(
             [wording.put(self.tokenizer, caption) for caption in captions],
             padding="max_length",
@@ -99,14 +114,10 @@ class Tower:
             return_tensors="pt",
         ).to(self.model.device)
         # A language model's head would give a value for every word of its vocabulary at every place.
-        model = self.model.base_model
-        answer = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True)
-        hidden = torch.zeros(len(captions), self.length, answer.hidden_states[layer].shape[-1], device=model.device)
-        mask = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=model.device)
-        for row, (states, read) in enumerate(zip(answer.hidden_states[layer], tokens.attention_mask, strict=True)):
-            kept = states[read.bool()][wording.dropped :]
-            hidden[row, : len(kept)], mask[row, : len(kept)] = kept.float(), True
-        return Reading(hidden, mask, None)
+        answer = self.model.base_model(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
+        )
+        return answer.hidden_states, tokens.attention_mask.bool()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

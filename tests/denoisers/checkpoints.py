@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts import flux_loss, ltx_loss, qwen_image_loss, sd3_loss, unet_loss, wan_loss, z_image_loss
+from scripts import flux_2_loss, flux_loss, ltx_loss, qwen_image_loss, sd3_loss, unet_loss, wan_loss, z_image_loss
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -23,6 +23,7 @@ class Tiny:
     and ``script`` computes a training step's loss as diffusers' training script does.
 
     ``tokens``: encode.max_tokens. ``packed``: the pipeline's latents are sequences of patches, of that side.
+    ``whitened``: it gives them as the VAE does, and shifts its schedule by the number of steps too.
     ``side``, ``frames``: pixels of a picture, and how many of them are a clip (0: it is a picture). ``step``: by how
     many pixels another may be wider. ``latents``: their shape. ``scale``: the argument by which adapters are scaled.
     ``reads``: what of a condition changes the denoiser's answer.
@@ -33,6 +34,7 @@ class Tiny:
     call: dict[str, Any] = field(default_factory=dict)
     tokens: int = 0
     packed: int = 0
+    whitened: bool = False
     side: int = SIDE
     step: int = 8
     frames: int = 0
@@ -145,6 +147,40 @@ def _flux(guided: bool) -> "DiffusionPipeline":
     )
 
 
+def _flux_2() -> "DiffusionPipeline":
+    import torch
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    vae = AutoencoderKLFlux2(**IMAGE_VAE, latent_channels=4)
+    vae.bn.running_mean.copy_(0.1 * torch.arange(16))
+    vae.bn.running_var.copy_(1 + 0.2 * torch.arange(16))
+    deep = _language_model() | {"num_hidden_layers": 28, "hidden_size": 16, "head_dim": 4}
+    return Flux2KleinPipeline(
+        vae=vae,
+        text_encoder=Qwen3ForCausalLM(Qwen3Config(**deep)).eval(),
+        tokenizer=_chatting(_qwen_tokenizer()),
+        transformer=Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=False,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        is_distilled=False,
+    )
+
+
 def _qwen_image() -> "DiffusionPipeline":
     from diffusers import (
         AutoencoderKLQwenImage,
@@ -174,15 +210,10 @@ def _z_image() -> "DiffusionPipeline":
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
     from transformers import Qwen3Config, Qwen3Model
 
-    tokenizer = _qwen_tokenizer()
-    tokenizer.chat_template = (
-        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
     return ZImagePipeline(
         vae=_vae(4, scaling_factor=0.3611, shift_factor=0.1159, quantized=False),
         text_encoder=Qwen3Model(Qwen3Config(**_language_model(), head_dim=8)).eval(),
-        tokenizer=tokenizer,
+        tokenizer=_chatting(_qwen_tokenizer()),
         transformer=ZImageTransformer2DModel(
             in_channels=4,
             dim=32,
@@ -257,6 +288,13 @@ def _ltx() -> "DiffusionPipeline":
     )
 
 
+IMAGE_VAE: dict[str, Any] = {
+    "block_out_channels": (8, 8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "norm_num_groups": 4,
+    "sample_size": SIDE,
+}
 VIDEO_VAE: dict[str, Any] = {
     "base_dim": 4,
     "z_dim": 4,
@@ -280,6 +318,7 @@ CHECKPOINTS: dict[str, Tiny] = {
     ),
     "flux.1-dev": Tiny(lambda: _flux(guided=True), flux_loss, SHORT, tokens=12, packed=2, reads=_POOLED | {"guidance"}),
     "flux.1-schnell": Tiny(lambda: _flux(guided=False), flux_loss, SHORT, tokens=12, packed=2, reads=_POOLED),
+    "flux.2-klein": Tiny(_flux_2, flux_2_loss, LONGER, tokens=48, latents=(16, 4, 4), whitened=True),
     "qwen-image": Tiny(
         _qwen_image, qwen_image_loss, LONGER, tokens=48, packed=2, scale="attention_kwargs", reads=_MASKED
     ),
@@ -326,12 +365,8 @@ def _vae(
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        **IMAGE_VAE,
         latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=SIDE,
         scaling_factor=scaling_factor,
         shift_factor=shift_factor,
         use_quant_conv=quantized,
@@ -413,6 +448,16 @@ def _qwen_vl() -> "nn.Module":
     places = {"rope_type": "default", "mrope_section": [1, 1, 2]}
     config = Qwen2_5_VLConfig(text_config=_language_model() | {"rope_scaling": places}, vision_config=seen)
     return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def _chatting(tokenizer: "Qwen2Tokenizer") -> "Qwen2Tokenizer":
+    """With a template like that of Qwen3, which answers at once unless it is to think."""
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% if not enable_thinking %}no\n{% endif %}"
+    )
+    return tokenizer
 
 
 def _qwen_tokenizer() -> "Qwen2Tokenizer":

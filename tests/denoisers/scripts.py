@@ -125,3 +125,22 @@ def ltx_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Co
     )[0]
     predicted = pipeline._unpack_latents(predicted, frames, height, width)
     return torch.mean(((predicted.float() - (noise - x0).float()) ** 2).reshape(len(x0), -1), 1).mean()
+
+
+def flux_2_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Condition") -> Tensor:
+    """train_dreambooth_lora_flux2_klein.py without weighting."""
+    from diffusers import Flux2KleinPipeline
+
+    sigmas = (TIMESTEPS.float() / 1000)[:, None, None, None]
+    noisy = (1.0 - sigmas) * x0 + sigmas * noise
+    predicted = pipeline.transformer(
+        hidden_states=Flux2KleinPipeline._pack_latents(noisy),
+        timestep=TIMESTEPS.float() / 1000,
+        guidance=None,
+        encoder_hidden_states=told.text,
+        txt_ids=Flux2KleinPipeline._prepare_text_ids(told.text),
+        img_ids=Flux2KleinPipeline._prepare_latent_ids(noisy),
+        return_dict=False,
+    )[0]
+    predicted = predicted.transpose(1, 2).reshape(x0.shape)
+    return torch.mean(((predicted.float() - (noise - x0).float()) ** 2).reshape(len(x0), -1), 1).mean()

@@ -67,4 +67,9 @@ def called(pipeline: DiffusionPipeline, tiny: Tiny, **more: object) -> Tensor:
     """The latents that a pipeline gives."""
     size = {"height": tiny.side, "width": tiny.side} | ({"num_frames": tiny.frames} if tiny.frames else {})
     drawn = pipeline(output_type="latent", **size, **tiny.call, **more)
-    return unpacked(drawn["frames" if tiny.frames else "images"], tiny)
+    latents = drawn["frames" if tiny.frames else "images"]
+    if tiny.whitened:
+        statistics = pipeline.vae.bn
+        packed = pipeline._patchify_latents(latents) - statistics.running_mean.reshape(1, -1, 1, 1)
+        return packed / (statistics.running_var + statistics.eps).sqrt().reshape(1, -1, 1, 1)
+    return unpacked(latents, tiny)

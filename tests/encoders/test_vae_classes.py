@@ -135,6 +135,25 @@ def test_clips_are_encoded_as_a_whole_or_frame_by_frame_and_come_back(case: tupl
     torch.testing.assert_close(vae_room.decode(vae, latents), decoded, atol=1e-5, rtol=1e-4)
 
 
+def test_the_latents_of_flux_2_are_packed_and_whitened_as_its_pipeline_does(tmp_path: Path) -> None:
+    vae = diffusers.AutoencoderKLFlux2(**KL)
+    vae.bn.running_mean.copy_(0.1 * torch.arange(16))
+    vae.bn.running_var.copy_(1 + 0.2 * torch.arange(16))
+    vae.save_pretrained(tmp_path / "vae")
+    assert vae_room.shape_of(tmp_path) == LatentShape(16, 4)
+    loaded = vae_room.load_from(tmp_path)
+    pixels = torch.rand((2, 3, 8, 12), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    pipeline = diffusers.Flux2KleinPipeline(None, vae.eval(), None, None, None)
+    with torch.no_grad():
+        wanted = pipeline._encode_vae_image(pixels, torch.Generator())
+        decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+    latents, logvar = vae_room.posterior(loaded, pixels)
+    torch.testing.assert_close(latents, wanted)
+    assert logvar is not None
+    assert logvar.shape == latents.shape == (2, 16, 2, 3)
+    torch.testing.assert_close(vae_room.decode(loaded, latents), decoded, atol=1e-5, rtol=1e-4)
+
+
 def test_an_unknown_class_is_refused_with_what_is_known() -> None:
     with pytest.raises(LatentflowError, match="the VAE is a VQModel, not one of AutoencoderKL, AutoencoderTiny"):
         latent_shape({"_class_name": "VQModel"})
