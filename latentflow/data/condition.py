@@ -14,7 +14,8 @@ class Condition:
 
     ``pooled`` (n, width): the caption as one vector. ``sizes`` (n, 6): height and width of the original, top and left
     of the crop, height and width of the picture, in pixels. ``guidance`` (n,): the guidance scale that a
-    guidance-distilled model is told. Each is None where nothing gives it.
+    guidance-distilled model is told. ``frame`` (n, c, 1, h, w): the latents of a clip's first frame. Each is None where
+    nothing gives it.
     """
 
     text: Tensor
@@ -22,6 +23,7 @@ class Condition:
     pooled: Tensor | None = None
     sizes: Tensor | None = None
     guidance: Tensor | None = None
+    frame: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -46,6 +48,10 @@ class Condition:
     def guided(self, scale: float) -> Self:
         """With that guidance scale told to every sample."""
         return replace(self, guidance=torch.full((len(self),), scale, device=self.text.device))
+
+    def begun(self, x0: Tensor) -> Self:
+        """With the first frame of clips ``x0`` (n, c, f, h, w); of pictures, which have none, as it is."""
+        return replace(self, frame=x0[:, :, :1]) if x0.ndim == 5 else self
 
     def rows(self, count: int) -> Self:
         """Of a single row, ``count`` times the same."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from latentflow.data.condition import Condition
 from latentflow.denoisers.auraflow import AuraFlow
 from latentflow.denoisers.family import Family, NewFamily
+from latentflow.denoisers.first_frame import LTXFromFrame, WanFromFrame
 from latentflow.denoisers.flux import Flux
 from latentflow.denoisers.flux_2 import Flux2
 from latentflow.denoisers.ltx import LTX
@@ -48,6 +49,8 @@ PIPELINES: dict[str, Family] = {
         ZImage(),
         Wan(),
         LTX(),
+        WanFromFrame(),
+        LTXFromFrame(),
     )
 }
 """All, by the pipelines that they ship in."""

@@ -30,6 +30,8 @@ class Family(ABC):
     """Whether the pipeline's guidance_scale is classifier-free guidance."""
     clips: ClassVar[bool] = False
     """Whether its latents are those of clips (c, f, h, w), of which a picture is one of a single frame."""
+    led_by_frame: ClassVar[bool] = False
+    """Whether it is told a clip's first frame, from which it goes on."""
     memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
     """How the weights are laid out while training."""
     adapter_targets: ClassVar[tuple[str, ...]]

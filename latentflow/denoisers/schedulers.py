@@ -61,6 +61,11 @@ def check_sampler(family: Family, sampler: str) -> None:
 
 def check_diffusion(family: Family, diffusion: Diffusion) -> None:
     """Raises LatentflowError where what would be trained could not be drawn by the family's pipeline."""
+    if family.led_by_frame and diffusion.name != "flow":
+        raise LatentflowError(
+            f"diffusion.definition {diffusion.name}: a {family.pipeline_class} keeps the first frame in a way of flow "
+            "matching's own; leave it at auto."
+        )
     if family.lays_out_sigmas and (diffusion.name != "flow" or _flow_shift(diffusion, 1) is None):
         raise LatentflowError(
             f"diffusion: a {family.pipeline_class} lays out its own σ, which definition {diffusion.name} with schedule "

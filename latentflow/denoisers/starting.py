@@ -80,7 +80,13 @@ def family_for(params: ModelParams, weights: bool = True) -> Family:
     return family_of(pretrained(params, weights).folder) if params.pretrained else FAMILIES[params.denoiser]
 
 
-def _refuse_clips(setting: str, family: Family, shapes: Sequence[Shape]) -> None:
+def _check_kind(setting: str, family: Family, shapes: Sequence[Shape]) -> None:
+    """Refuses clips for a pipeline of pictures, and pictures for one that goes on from a clip's first frame."""
+    if family.led_by_frame and any(len(shape) == 3 for shape in shapes):
+        raise LatentflowError(
+            f"{setting}: a {family.pipeline_class} goes on from the first frame of a clip, and latents of pictures have "
+            "none; set encode.clip_frames, and leave pictures out."
+        )
     if not family.clips and (clips := next((shape for shape in shapes if len(shape) == 4), None)):
         others = ", ".join(name for name, other in PIPELINES.items() if other.clips)
         raise LatentflowError(
@@ -91,7 +97,7 @@ def _refuse_clips(setting: str, family: Family, shapes: Sequence[Shape]) -> None
 
 def _check_new(params: ModelParams, shapes: Sequence[Shape], captions: Captions) -> None:
     name, family = params.denoiser, FAMILIES[params.denoiser]
-    _refuse_clips("model.denoiser", family, shapes)
+    _check_kind("model.denoiser", family, shapes)
     if captions.pipeline:
         raise LatentflowError(
             f"model.denoiser: a new {name} ships with a single text model, and encode.text_encoder reads captions as a "
@@ -114,7 +120,7 @@ def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Caption
     pipeline = pretrained(params, weights)
     family = family_of(pipeline.folder)
     folder = _weights(pipeline, family) if weights else pipeline.folder / family.subfolder
-    _refuse_clips(SETTING, family, shapes)
+    _check_kind(SETTING, family, shapes)
     if captions.pipeline != family.pipeline_class and (captions.pipeline or not isinstance(family, NewFamily)):
         way = f"as a {captions.pipeline} does" if captions.pipeline else "with a single model"
         raise LatentflowError(

@@ -160,6 +160,8 @@ def _projected(config: Flags) -> int:
     return int(config["projection_dim"])
 
 
+_WAN = Way(ONE, _wan, _one_width, ("text_encoder",), 512, WAN)
+_LTX = Way(ONE, _ltx, _one_width, ("text_encoder",), 128)
 WAYS: dict[str, Way] = {
     "StableDiffusionPipeline": Way(ONE, _stable_diffusion, _one_width),
     "StableDiffusionXLPipeline": Way(
@@ -182,8 +184,10 @@ WAYS: dict[str, Way] = {
         512,
         FLUX_2,
     ),
-    "WanPipeline": Way(ONE, _wan, _one_width, ("text_encoder",), 512, WAN),
-    "LTXPipeline": Way(ONE, _ltx, _one_width, ("text_encoder",), 128),
+    "WanPipeline": _WAN,
+    "WanImageToVideoPipeline": _WAN,
+    "LTXPipeline": _LTX,
+    "LTXImageToVideoPipeline": _LTX,
     "ZImagePipeline": Way(ONE, _z_image, _one_width, ("text_encoder",), 512, Z),
 }
 """By the pipeline's class."""

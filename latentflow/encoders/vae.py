@@ -129,8 +129,8 @@ def encode(vae: ModelMixin, pixels: Tensor) -> Tensor:
 def decode(vae: ModelMixin, latents: Tensor) -> Tensor:
     """The way back: latents (n, c, h, w) to pixels (n, 3, f·h, f·w), clamped to [-1, 1]; clips likewise."""
     if latents.ndim == 5 and not knows_clips(vae):
-        frames: Tensor = decode(vae, latents.transpose(1, 2).flatten(0, 1))
-        return frames.unflatten(0, (len(latents), -1)).transpose(1, 2)
+        frames: Tensor = decode(vae, latents.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(latents), -1))
+        return frames.transpose(1, 2)
     alone = latents.ndim == 4 and knows_clips(vae)
     shift, scale = _scale(vae, latents.ndim + alone)
     latents = (latents.unsqueeze(2) if alone else latents) / scale + shift

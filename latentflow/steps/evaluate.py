@@ -210,7 +210,13 @@ def _check_dials(pipeline: Path, params: EvaluateParams) -> None:
     from latentflow.denoisers.schedulers import check_sampler
     from latentflow.registry.pyfunc_model import fewest_steps
 
-    check_sampler(family_of(pipeline), params.sampler)
+    family = family_of(pipeline)
+    if family.led_by_frame:
+        raise LatentflowError(
+            f"{pipeline}: a {family.pipeline_class} draws from a first frame too, and evaluation draws from captions "
+            "alone; go by the held-out loss and the sample grids of train."
+        )
+    check_sampler(family, params.sampler)
     least = fewest_steps(pipeline)
     if min([params.steps, *params.grid.steps]) < least:
         raise LatentflowError(

@@ -144,7 +144,7 @@ class Batches:
         samples.text_mask[drop[mine]] = self._empty.mask
         if samples.text_pooled is not None and self._empty.pooled is not None:
             samples.text_pooled[drop[mine]] = self._empty.pooled
-        condition = samples.condition.each(lambda told: told.float() if told.is_floating_point() else told)
+        condition = samples.condition.begun(x0).each(lambda told: told.float() if told.is_floating_point() else told)
         return Batch(x0, noise[mine], sigma[mine], condition, drop[mine], samples.extra)
 
     def ids(self, step: int) -> list[str]:

@@ -50,11 +50,14 @@ class Preview:
     @torch.no_grad()
     def pictures(self) -> Tensor:
         """Latents, such as (n, c, h, w), of the fixed captions, on the CPU."""
-        encoded, shape = self._encoded, self._encoded.manifest.latent_shape
+        encoded, shape = self._encoded, tuple(self._encoded.manifest.latent_shape)
+        prompts, empty = encoded.prompts, encoded.empty.rows(len(encoded.prompts))
+        if self._denoiser.family.led_by_frame:
+            clips = self._clips(len(prompts))
+            shape, prompts, empty = tuple(clips.shape[1:]), prompts.begun(clips), empty.begun(clips)
         generator = devices.step_generator(self._params.seed, "samples", 0)
-        noise = torch.randn((len(encoded.prompts), *shape), generator=generator)
-        empty = encoded.empty.rows(len(noise)).to(self._device, self._dtype)
-        prompts = encoded.prompts.to(self._device, self._dtype)
+        noise = torch.randn((len(prompts), *shape), generator=generator)
+        prompts, empty = (one.to(self._device, self._dtype) for one in (prompts, empty))
 
         scale = self._params.sample_guidance
         if self._denoiser.guidance is not None:
@@ -67,6 +70,11 @@ class Preview:
         steps = self._diffusion.steps or SAMPLE_STEPS
         sigmas = self._diffusion.sigmas(steps, self._denoiser.tokens(shape))
         return sample(self._denoiser.definition, guided, noise.to(self._device, self._dtype), sigmas).float().cpu()
+
+    def _clips(self, count: int) -> Tensor:
+        """Latents of so many held-out clips of one size, again from the first where there are fewer."""
+        split = self._encoded.split("validation")
+        return split.samples(0, torch.arange(count) % split.buckets[0].count).latents.float()
 
     def _predict(self, xt: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         self._look()

@@ -5,7 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts import flux_2_loss, flux_loss, ltx_loss, qwen_image_loss, sd3_loss, unet_loss, wan_loss, z_image_loss
+from scripts import (
+    flux_2_loss,
+    flux_loss,
+    ltx_led_loss,
+    ltx_loss,
+    qwen_image_loss,
+    sd3_loss,
+    unet_loss,
+    wan_led_loss,
+    wan_loss,
+    z_image_loss,
+)
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -23,10 +34,10 @@ class Tiny:
     and ``script`` computes a training step's loss as diffusers' training script does.
 
     ``tokens``: encode.max_tokens. ``packed``: the pipeline's latents are sequences of patches, of that side.
-    ``whitened``: it gives them as the VAE does, and shifts its schedule by the number of steps too.
-    ``side``, ``frames``: pixels of a picture, and how many of them are a clip (0: it is a picture). ``step``: by how
-    many pixels another may be wider. ``latents``: their shape. ``scale``: the argument by which adapters are scaled.
-    ``reads``: what of a condition changes the denoiser's answer.
+    ``whitened``: it gives them as the VAE does, and shifts its schedule by the number of steps too. ``led``: it goes on
+    from a first frame. ``side``, ``frames``: pixels of a picture, and how many of them are a clip (0: it is a picture).
+    ``step``: by how many pixels another may be wider. ``latents``: their shape. ``scale``: the argument by which
+    adapters are scaled. ``reads``: what of a condition changes the denoiser's answer.
     """
 
     build: Callable[[], "DiffusionPipeline"]
@@ -35,6 +46,7 @@ class Tiny:
     tokens: int = 0
     packed: int = 0
     whitened: bool = False
+    led: bool = False
     side: int = SIDE
     step: int = 8
     frames: int = 0
@@ -229,11 +241,17 @@ def _z_image() -> "DiffusionPipeline":
     )
 
 
-def _wan() -> "DiffusionPipeline":
-    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+def _wan(led: bool = False) -> "DiffusionPipeline":
+    from diffusers import (
+        AutoencoderKLWan,
+        UniPCMultistepScheduler,
+        WanImageToVideoPipeline,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
 
     factors = {"temperal_downsample": [False, True], "scale_factor_spatial": 4, "scale_factor_temporal": 2}
-    return WanPipeline(
+    return (WanImageToVideoPipeline if led else WanPipeline)(
         vae=AutoencoderKLWan(**VIDEO_VAE, **factors),
         text_encoder=_t5(32, several_languages=True),
         tokenizer=_t5_tokenizer(),
@@ -249,14 +267,16 @@ def _wan() -> "DiffusionPipeline":
             rope_max_seq_len=32,
         ),
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        expand_timesteps=led,
     )
 
 
-def _ltx() -> "DiffusionPipeline":
+def _ltx(led: bool = False) -> "DiffusionPipeline":
     import torch
     from diffusers import (
         AutoencoderKLLTXVideo,
         FlowMatchEulerDiscreteScheduler,
+        LTXImageToVideoPipeline,
         LTXPipeline,
         LTXVideoTransformer3DModel,
     )
@@ -269,7 +289,7 @@ def _ltx() -> "DiffusionPipeline":
         decoder_layers_per_block=(1, 1, 1, 1, 1),
     )
     vae.latents_mean, vae.latents_std = 0.1 * torch.arange(8), 1 + 0.1 * torch.arange(8)
-    return LTXPipeline(
+    return (LTXImageToVideoPipeline if led else LTXPipeline)(
         vae=vae,
         text_encoder=_t5(32),
         tokenizer=_t5_tokenizer(),
@@ -306,7 +326,11 @@ VIDEO_VAE: dict[str, Any] = {
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 SHORT, LONGER = {"max_sequence_length": 12}, {"max_sequence_length": 48}
 
+_LED = frozenset({"text", "mask", "frame"})
 _UNET = "cross_attention_kwargs"
+_WAN: dict[str, Any] = {"call": SHORT, "tokens": 12, "step": 16, "frames": 5, "latents": (4, 3, LATENT, LATENT)}
+_LTX: dict[str, Any] = {"call": SHORT, "tokens": 12, "step": 32, "frames": 17, "latents": (8, 3, 2, 2)}
+_LTX |= {"packed": 1, "side": 64}
 _POOLED, _MASKED = frozenset({"text", "pooled"}), frozenset({"text", "mask"})
 
 CHECKPOINTS: dict[str, Tiny] = {
@@ -318,26 +342,20 @@ CHECKPOINTS: dict[str, Tiny] = {
     ),
     "flux.1-dev": Tiny(lambda: _flux(guided=True), flux_loss, SHORT, tokens=12, packed=2, reads=_POOLED | {"guidance"}),
     "flux.1-schnell": Tiny(lambda: _flux(guided=False), flux_loss, SHORT, tokens=12, packed=2, reads=_POOLED),
-    "flux.2-klein": Tiny(_flux_2, flux_2_loss, LONGER, tokens=48, latents=(16, 4, 4), whitened=True),
+    "flux.2-klein": Tiny(
+        _flux_2, flux_2_loss, LONGER, tokens=48, latents=(16, 4, 4), whitened=True, scale="attention_kwargs"
+    ),
     "qwen-image": Tiny(
         _qwen_image, qwen_image_loss, LONGER, tokens=48, packed=2, scale="attention_kwargs", reads=_MASKED
     ),
     "z-image": Tiny(_z_image, z_image_loss, LONGER, tokens=48, reads=_MASKED),
-    "wan": Tiny(
-        _wan, wan_loss, SHORT, tokens=12, step=16, frames=5, latents=(4, 3, LATENT, LATENT), scale="attention_kwargs"
+    "wan": Tiny(_wan, wan_loss, scale="attention_kwargs", **_WAN),
+    "ltx-video": Tiny(_ltx, ltx_loss, scale="attention_kwargs", reads=_MASKED, **_LTX),
+    "wan-from-frame": Tiny(
+        lambda: _wan(led=True), wan_led_loss, scale="attention_kwargs", led=True, reads=_LED - {"mask"}, **_WAN
     ),
-    "ltx-video": Tiny(
-        _ltx,
-        ltx_loss,
-        SHORT,
-        tokens=12,
-        packed=1,
-        side=64,
-        step=32,
-        frames=17,
-        latents=(8, 3, 2, 2),
-        scale="attention_kwargs",
-        reads=_MASKED,
+    "ltx-from-frame": Tiny(
+        lambda: _ltx(led=True), ltx_led_loss, scale="attention_kwargs", led=True, reads=_LED, **_LTX
     ),
 }
 

@@ -107,15 +107,44 @@ def wan_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Co
     return torch.mean(((predicted.float() - (noise - x0).float()) ** 2).reshape(len(x0), -1), 1).mean()
 
 
+def wan_led_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Condition") -> Tensor:
+    """As WanImageToVideoPipeline calls it: the first frame is given, and is no part of the sum."""
+    noisy, times = _given_first(x0, noise, patch=2)
+    predicted = pipeline.transformer(
+        hidden_states=noisy, timestep=times, encoder_hidden_states=told.text, return_dict=False
+    )[0]
+    return (predicted - (noise - x0))[:, :, 1:].square().sum() / x0.numel()
+
+
+def _given_first(x0: Tensor, noise: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+    """x_t with the first frame of ``x0``, and every patch's timestep (n, patches)."""
+    noisy = torch.lerp(x0, noise, (TIMESTEPS.float() / 1000)[:, None, None, None, None])
+    noisy[:, :, 0] = x0[:, :, 0]
+    mask = torch.ones(x0.shape[2:])
+    mask[0] = 0
+    return noisy, mask[:, ::patch, ::patch].flatten() * TIMESTEPS.float()[:, None]
+
+
 def ltx_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Condition") -> Tensor:
     """As ``wan_loss``."""
-    sigmas = (TIMESTEPS.float() / 1000)[:, None, None, None, None]
-    noisy = (1.0 - sigmas) * x0 + sigmas * noise
-    frames, height, width = x0.shape[2:]
+    noisy = torch.lerp(x0, noise, (TIMESTEPS.float() / 1000)[:, None, None, None, None])
+    predicted = _ltx_answer(pipeline, noisy, TIMESTEPS.float(), told)
+    return torch.mean(((predicted.float() - (noise - x0).float()) ** 2).reshape(len(x0), -1), 1).mean()
+
+
+def ltx_led_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Condition") -> Tensor:
+    """As ``wan_led_loss``."""
+    noisy, times = _given_first(x0, noise, patch=1)
+    predicted = _ltx_answer(pipeline, noisy, times, told)
+    return (predicted - (noise - x0))[:, :, 1:].square().sum() / x0.numel()
+
+
+def _ltx_answer(pipeline: "DiffusionPipeline", noisy: Tensor, times: Tensor, told: "Condition") -> Tensor:
+    frames, height, width = noisy.shape[2:]
     predicted = pipeline.transformer(
         hidden_states=pipeline._pack_latents(noisy),
         encoder_hidden_states=told.text,
-        timestep=TIMESTEPS.float(),
+        timestep=times,
         encoder_attention_mask=told.mask.long(),
         num_frames=frames,
         height=height,
@@ -123,8 +152,7 @@ def ltx_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Co
         rope_interpolation_scale=(pipeline.vae_temporal_compression_ratio / 25, 32, 32),
         return_dict=False,
     )[0]
-    predicted = pipeline._unpack_latents(predicted, frames, height, width)
-    return torch.mean(((predicted.float() - (noise - x0).float()) ** 2).reshape(len(x0), -1), 1).mean()
+    return pipeline._unpack_latents(predicted, frames, height, width)
 
 
 def flux_2_loss(pipeline: "DiffusionPipeline", x0: Tensor, noise: Tensor, told: "Condition") -> Tensor:

@@ -42,7 +42,7 @@ def test_our_encoding_and_sampler_give_the_pipelines_latents(folder: Path, tiny:
         tiny,
         prompt=PROMPTS,
         num_inference_steps=STEPS,
-        latents=packed(start, tiny),
+        latents=packed(start, tiny, told.frame),
         **sigmas,
         **guided(type(pipeline).__name__, GUIDANCE, len(PROMPTS)),
     )
@@ -69,6 +69,8 @@ def test_whatever_the_family_reads_changes_the_answer(folder: Path, tiny: Tiny) 
     plain = denoiser.predict(xt, sigma, told)
     others = {"text": replace(told, text=told.text.flip(0)), "sizes": replace(told, sizes=told.sizes * 2)}
     others["mask"] = replace(told, mask=told.mask & (torch.arange(told.mask.shape[1]) < 5))
+    if told.frame is not None:
+        others["frame"] = replace(told, frame=told.frame.flip(-1))
     if told.pooled is not None:
         others["pooled"] = replace(told, pooled=told.pooled.flip(0))
     if denoiser.guidance is not None:
@@ -90,7 +92,7 @@ def test_a_training_steps_loss_is_that_of_diffusers_scripts(folder: Path, tiny: 
     params = trainings.params({"batch_size": 3})
     with parallel(params) as together:
         body = Body.build(params, denoiser, together)
-        batch = Batch(x0, xT, sigma, captioned, torch.zeros(3, dtype=torch.bool))
+        batch = Batch(x0, xT, sigma, captioned.begun(x0), torch.zeros(3, dtype=torch.bool))
         loss, errors = body.forward(batch, 0, torch.arange(3))
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert errors.shape == (3,)
