@@ -84,8 +84,8 @@ def _check_kind(setting: str, family: Family, shapes: Sequence[Shape]) -> None:
     """Refuses clips for a pipeline of pictures, and pictures for one that goes on from a clip's first frame."""
     if family.led_by_frame and any(len(shape) == 3 for shape in shapes):
         raise LatentflowError(
-            f"{setting}: a {family.pipeline_class} goes on from the first frame of a clip, and latents of pictures have "
-            "none; set encode.clip_frames, and leave pictures out."
+            f"{setting}: a {family.pipeline_class} goes on from the first frame of a clip, and a picture is no clip; "
+            "set encode.clip_frames, and leave pictures out."
         )
     if not family.clips and (clips := next((shape for shape in shapes if len(shape) == 4), None)):
         others = ", ".join(name for name, other in PIPELINES.items() if other.clips)

@@ -94,6 +94,13 @@ def test_clips_are_for_pipelines_that_draw_clips_with_a_vae_of_clips(tmp_path: P
         check_together(clipped(named(made["sd"], made["sd"], made["sd"]), 5))
     with pytest.raises(LatentflowError, match=r"^model\.pretrained: a WanPipeline draws clips, and the autoencoder k"):
         check_together(named(made["sd"], wan, wan))
+    led = CHECKPOINTS["wan-from-frame"].write(tmp_path / "led")
+    check_together(clipped(named(led, led, led), 5))
+    with pytest.raises(LatentflowError, match=r"goes on from the first frame of a clip, and a picture is no clip"):
+        check_together(named(led, led, led))
+    older = copied(led, tmp_path / "older", "model_index.json", expand_timesteps=False)
+    with pytest.raises(LatentflowError, match=r"takes the first frame as channels and by an image encoder, as Wan"):
+        check_together(clipped(named(older, older, older), 5))
     both = copied(wan, tmp_path / "both", "model_index.json", boundary_ratio=0.875)
     with pytest.raises(LatentflowError, match=r"^model\.pretrained: .* is one of two, of which transformer_2 draws at"):
         check_together(named(both, both, both))
