@@ -193,7 +193,9 @@ def registered(world: Path, tiny: Tiny, judging: EvaluateParams) -> Path:
     return pull("models:/tuned/1", world / "pulled")
 
 
-def test_a_registered_model_draws_in_plain_diffusers_without_latentflow(registered: Path, tmp_path: Path) -> None:
+def test_a_registered_model_draws_in_plain_diffusers_without_latentflow(
+    registered: Path, tiny: Tiny, tmp_path: Path
+) -> None:
     """In a process in which latentflow cannot be imported; the picture is the one that latentflow draws."""
     saved = json.loads((registered / "generation.json").read_text())
     call = (
@@ -216,6 +218,7 @@ def test_a_registered_model_draws_in_plain_diffusers_without_latentflow(register
     )
     assert done.returncode == 0, done.stderr
     ours = Model(Pulled("tuned", registered)).draw(Order(PROMPTS[0], 3), Dials())
+    assert getattr(ours, "n_frames", 1) == max(1, tiny.frames)
     assert np.abs(np.asarray(Image.open(tmp_path / "plain.png")).astype(int) - np.asarray(ours)).max() <= 1
 
 
