@@ -1,6 +1,6 @@
 """A text-to-video toy on the CPU: emoji that move as their caption says, through every step that clips take.
 
-    python benchmarks/moving_emoji.py [--work FOLDER] [--clips 960] [--vae-steps 400] [--steps 1500]
+    python benchmarks/moving_emoji.py [--work FOLDER] [--clips 960] [--vae-steps 400] [--steps 800]
 
 Makes the clips, trains a small AutoencoderKLWan on them, puts it with a random WanTransformer3DModel into a
 WanPipeline, and trains that pipeline by ingest, autoencoder, encode and train. Then plain diffusers draws every caption
@@ -136,13 +136,13 @@ def write_pipeline(folder: Path, vae: AutoencoderKLWan) -> None:
     text = text_room.load("minilm", max_tokens=16)
     with seeded_weights(0):
         transformer = WanTransformer3DModel(
-            num_attention_heads=4,
+            num_attention_heads=3,
             attention_head_dim=48,
             in_channels=CHANNELS,
             out_channels=CHANNELS,
             text_dim=384,
-            ffn_dim=576,
-            num_layers=6,
+            ffn_dim=432,
+            num_layers=4,
             rope_max_seq_len=32,
         )
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / ".latentflow" / "benchmarks" / "moving_emoji")
     parser.add_argument("--clips", type=int, default=960)
     parser.add_argument("--vae-steps", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=800)
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     os.environ.setdefault("LATENTFLOW_STORE", str(work / "store"))

@@ -29,8 +29,9 @@ class LedByFrame(Family):
         times[:, 0] = 0
         seen = torch.cat([condition.frame, xt[:, :, 1:]], 2)
         answer = super().predict(model, seen, times.flatten(1), condition)  # type: ignore[safe-super]
-        sigma = (timestep / 1000).reshape(-1, 1, 1, 1, 1)
-        return torch.cat([((xt[:, :, :1] - condition.frame) / sigma).to(answer), answer[:, :, 1:]], 2)
+        # Not in the model's precision, or the first frame would cost what is rounded off.
+        first = (xt[:, :, :1] - condition.frame) / (timestep / 1000).reshape(-1, 1, 1, 1, 1)
+        return torch.cat([first, answer[:, :, 1:].to(first)], 2)
 
 
 class WanFromFrame(LedByFrame, Wan):
