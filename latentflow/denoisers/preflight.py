@@ -54,7 +54,8 @@ def faults(params: Params) -> list[str]:
     if family and vae and told:
         shape = _shape(vae, params)
         tried(lambda: starting.check(params.model, [shape], told, weights=False))
-    if Path(params.model.pretrained).is_dir() and family:  # What lies elsewhere is looked at when it is brought here.
+    if family and params.model.pretrained and Path(params.model.pretrained).is_dir():
+        # What lies elsewhere is looked at when it is brought here.
         tried(lambda: starting.check_whole(params.model))
     return found
 

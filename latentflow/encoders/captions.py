@@ -59,12 +59,15 @@ class CaptionSource(Protocol):
 def find(params: EncodeParams, weights: bool = True) -> CaptionSource:
     """The source that the parameters name; without ``weights`` only what can be known before they are downloaded.
 
-    Raises LatentflowError where it cannot be had or is not known here.
+    Raises LatentflowError where it cannot be had, is not known here, or lacks weights that its config tells of.
     """
     name = params.text_encoder
     if name == "minilm" or (pipeline := checkpoint.find(name, SETTING, _every_part(), weights)) is None:
         return Alone(name, params.max_tokens)
-    return of_pipeline(name, pipeline, params.max_tokens)
+    source = of_pipeline(name, pipeline, params.max_tokens)
+    if weights or Path(name).is_dir():
+        source.check()
+    return source
 
 
 def of_pipeline(name: str, pipeline: Checkpoint, max_tokens: int) -> "OfPipeline":
@@ -142,6 +145,11 @@ class OfPipeline:
                 "set it to 0."
             )
         return own
+
+    def check(self) -> None:
+        """Raises LatentflowError unless the weights are those of the text models; none are read."""
+        for tower, _ in self.way.towers:
+            Tower.check(self.pipeline, tower)
 
     @cached_property
     def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:

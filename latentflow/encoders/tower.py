@@ -56,21 +56,15 @@ class Tower:
 
         Raises LatentflowError where they cannot be loaded or are not whole.
         """
-        folder = checkpoint.folder / name
-        library, kind = checkpoint.index[name]
-        found = getattr(transformers, kind, None) if library == "transformers" else None
-        if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-            raise LatentflowError(f"{SETTING}: {folder} is a {library}.{kind}, which is no model of transformers.")
-        try:
-            model, report = found.from_pretrained(  # type: ignore[attr-defined]
-                folder, use_safetensors=True, dtype="auto", output_loading_info=True, local_files_only=True
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise LatentflowError(f"{SETTING}: {folder} cannot be loaded: {error}") from error
-        require_whole({**report, "unexpected_keys": _foreign(report["unexpected_keys"])}, f"{SETTING}: {folder}")
+        model = _opened(checkpoint, name, dtype="auto")
         if model.dtype != torch.bfloat16:
             model.float()
         return cls(name, tokenizer, model.eval().requires_grad_(False), length)
+
+    @classmethod
+    def check(cls, checkpoint: Checkpoint, name: str) -> None:
+        """Raises LatentflowError unless the stored weights are those of the model's config; none are read."""
+        _opened(checkpoint, name, device_map="meta")
 
     def read(self, captions: list[str], layer: int | None = None, masked: bool = False) -> "Reading":
         """The hidden states after ``layer``, or after the last one and its norm.
@@ -118,6 +112,22 @@ class Tower:
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
         )
         return answer.hidden_states, tokens.attention_mask.bool()
+
+
+def _opened(checkpoint: Checkpoint, name: str, **how: str) -> PreTrainedModel:
+    folder = checkpoint.folder / name
+    library, kind = checkpoint.index[name]
+    found = getattr(transformers, kind, None) if library == "transformers" else None
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise LatentflowError(f"{SETTING}: {folder} is a {library}.{kind}, which is no model of transformers.")
+    try:
+        model, report = found.from_pretrained(  # type: ignore[attr-defined]
+            folder, use_safetensors=True, output_loading_info=True, local_files_only=True, **how
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise LatentflowError(f"{SETTING}: {folder} cannot be loaded: {error}") from error
+    require_whole({**report, "unexpected_keys": _foreign(report["unexpected_keys"])}, f"{SETTING}: {folder}")
+    return model  # type: ignore[no-any-return]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

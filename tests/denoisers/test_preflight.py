@@ -1,22 +1,23 @@
 """Parts that do not belong together, or cannot be had, are refused in a sentence before anything is encoded."""
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import torch
 from checkpoints import CHECKPOINTS, SIDE
 from encoding import PARAMS, build_text_encoder
+from hubs import REPOSITORY, SHA, holding, refusing
 from safetensors.torch import load_file, save_file
 
+from latentflow import denoisers
+from latentflow.denoisers import preflight
 from latentflow.denoisers.preflight import check_together
 from latentflow.encoders import captions
 from latentflow.errors import LatentflowError
+from latentflow.files import copy_tree_or_file, digest_folder
 from latentflow.params import Params, load
 
 WEIGHTS = "model.safetensors"
@@ -25,12 +26,17 @@ WEIGHTS = "model.safetensors"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("made")
-    some = {"sd": "stable-diffusion-1.5", "xl": "stable-diffusion-xl", "sd3": "stable-diffusion-3"}
+    some = {
+        "sd": "stable-diffusion-1.5",
+        "xl": "stable-diffusion-xl",
+        "sd3": "stable-diffusion-3",
+        "flux": "flux.1-dev",
+    }
     folders = {short: CHECKPOINTS[name].write(root / short) for short, name in some.items()}
     return folders | {"bert": build_text_encoder(root / "bert")}
 
 
-def named(vae: Path | str, text: Path | str, model: Path | str, tokens: int = 0) -> Params:
+def named(vae: Path | str, text: Path | str, model: Path | str, tokens: int = 0, *more: str) -> Params:
     return load(
         PARAMS,
         [
@@ -39,13 +45,20 @@ def named(vae: Path | str, text: Path | str, model: Path | str, tokens: int = 0)
             f"encode.text_encoder={text}",
             f"encode.max_tokens={tokens}",
             f"model.pretrained={model}",
+            *more,
         ],
     )
 
 
 @pytest.mark.parametrize(
     ("vae", "text", "model", "tokens"),
-    [("sd", "sd", "sd", 0), ("xl", "xl", "xl", 77), ("sd3", "sd3", "sd3", 0), ("xl", "bert", "sd", 12)],
+    [
+        ("sd", "sd", "sd", 0),
+        ("xl", "xl", "xl", 77),
+        ("sd3", "sd3", "sd3", 0),
+        ("flux", "flux", "flux", 0),
+        ("xl", "bert", "sd", 12),
+    ],
 )
 def test_what_belongs_together_is_not_refused(
     vae: str, text: str, model: str, tokens: int, made: dict[str, Path]
@@ -123,14 +136,60 @@ def test_pickled_or_damaged_text_models_are_refused(made: dict[str, Path], tmp_p
     weights = load_file(path)
     save_file({name: weights[name] for name in sorted(weights)[1:]}, path, {"format": "pt"})
     with pytest.raises(LatentflowError, match=rf"^encode\.text_encoder: .* missing keys .*{sorted(weights)[0]}"):
-        captions.find(named(folder, folder, folder).encode).load()
+        check_together(named(made["sd"], folder, made["sd"]))
+    with pytest.raises(LatentflowError, match=rf"^encode\.text_encoder: .* missing keys .*{sorted(weights)[0]}"):
+        captions.find(named(folder, folder, folder).encode)  # Which is how the encode step begins.
+    save_file(weights | {"more.bias": torch.zeros(1)}, path, {"format": "pt"})
+    with pytest.raises(LatentflowError, match=r"^encode\.text_encoder: .* unexpected keys more\.bias"):
+        check_together(named(made["sd"], folder, made["sd"]))
     path.unlink()
     torch.save(weights, folder / "text_encoder" / "pytorch_model.bin")
     with pytest.raises(LatentflowError, match=r"^encode\.text_encoder: .*pytorch_model\.bin is a pickle"):
         check_together(named(made["sd"], folder, made["sd"]))
     shutil.rmtree(folder / "text_encoder")
     with pytest.raises(LatentflowError, match=r"^encode\.text_encoder: .*text_encoder"):
-        captions.find(named(folder, folder, folder).encode).load()
+        captions.find(named(folder, folder, folder).encode)
+
+
+@pytest.mark.parametrize(
+    ("part", "setting"),
+    [("vae", "autoencoder.pretrained"), ("text_encoder", "encode.text_encoder"), ("unet", "model.pretrained")],
+)
+def test_a_pickle_is_refused_in_every_part_with_how_to_convert_it(
+    part: str, setting: str, made: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(made["sd"], folder)
+    (path,) = (folder / part).glob("*.safetensors")
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+    with pytest.raises(LatentflowError) as caught:
+        check_together(named(folder, folder, folder))
+    assert re.search(rf"(?m)^{setting}: .*{part}/.*\.bin is a pickle.*safe_serialization=True", str(caught.value))
+
+
+def test_what_the_pipeline_cannot_draw_is_refused(made: dict[str, Path]) -> None:
+    flux = (made["flux"],) * 3
+    with pytest.raises(LatentflowError, match=r"^evaluate\.sampler heun: a FluxPipeline .* set it to euler"):
+        check_together(named(*flux, 0, "evaluate.sampler=heun"))
+    with pytest.raises(LatentflowError, match=r"^diffusion: a FluxPipeline .* definition flow with schedule cosine"):
+        check_together(named(*flux, 0, "diffusion.schedule=cosine"))
+    with pytest.raises(LatentflowError, match=r"^diffusion: a FluxPipeline .* definition edm with schedule linear"):
+        check_together(named(*flux, 0, "diffusion.definition=edm"))
+    sd3 = (made["sd3"],) * 3
+    check_together(named(*sd3, 0, "evaluate.sampler=heun", "diffusion.schedule=cosine"))
+
+
+def test_all_that_is_wrong_is_told_at_once(made: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(made["sd3"], folder)
+    path = folder / "text_encoder" / WEIGHTS
+    torch.save(load_file(path), folder / "text_encoder" / "pytorch_model.bin")
+    path.unlink()
+    params = named(made["sd3"], folder, made["flux"], 0, "autoencoder.resolution=33", "evaluate.sampler=heun")
+    told = preflight.faults(params)
+    starts = ("autoencoder.resolution 33", "encode.text_encoder: ", "evaluate.sampler heun")
+    assert [fault.startswith(start) for fault, start in zip(told, starts, strict=True)] == [True] * 3, told
 
 
 def test_a_denoiser_with_missing_or_foreign_weights_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
@@ -164,32 +223,6 @@ def test_what_frames_a_caption_counts_but_for_what_is_left_out(tmp_path: Path) -
     assert source.cut(["x" * 8]) == {"text_encoder": 1}
 
 
-@contextmanager
-def hub(monkeypatch: pytest.MonkeyPatch, cache: Path, status: int, code: str) -> Iterator[None]:
-    """A hub that answers every request so."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("X-Error-Code", code)
-            self.end_headers()
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None:
-            """Says nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.mark.parametrize(
     ("status", "code", "words"),
     [
@@ -202,14 +235,14 @@ def test_a_hub_that_refuses(
     status: int, code: str, words: str, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
-        hub(monkeypatch, tmp_path, status, code),
+        refusing(monkeypatch, tmp_path, status, code),
         pytest.raises(LatentflowError, match=rf"^model\.pretrained: {words}"),
     ):
         check_together(named(made["sd"], made["sd"], "owner/name"))
 
 
 def test_a_hub_that_cannot_be_reached(made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with hub(monkeypatch, tmp_path, 500, ""):
+    with refusing(monkeypatch, tmp_path, 500, ""):
         pass  # Its port is closed now.
     for setting, params in (
         ("autoencoder.pretrained", named("owner/name", made["sd"], made["sd"])),
@@ -218,3 +251,19 @@ def test_a_hub_that_cannot_be_reached(made: dict[str, Path], tmp_path: Path, mon
     ):
         with pytest.raises(LatentflowError, match=rf"^{setting}: owner/name is no folder here, and the hub cannot be"):
             check_together(params)
+
+
+def test_of_a_pipeline_on_the_hub_nothing_but_configs_is_downloaded_to_check_it(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with holding(monkeypatch, tmp_path / "cache", made["sd"]) as given:
+        check_together(named(REPOSITORY, REPOSITORY, REPOSITORY))
+        assert "unet/config.json" in given
+        assert not [file for file in given if file.endswith(".safetensors")]
+        params = named(REPOSITORY, REPOSITORY, REPOSITORY).model
+        begun = denoisers.begin(params)
+        assert begun.parent == f"{REPOSITORY}@{SHA}"
+        assert "unet/diffusion_pytorch_model.safetensors" in given
+    copy_tree_or_file(Path(begun.params.pretrained) / "unet", tmp_path / "unet")
+    assert not any(path.is_symlink() for path in (tmp_path / "unet").iterdir())
+    assert denoisers.start_digest(begun.params) == {"pretrained": digest_folder(made["sd"] / "unet")}
