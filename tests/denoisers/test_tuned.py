@@ -169,6 +169,42 @@ def test_evaluation_draws_with_what_was_delivered(world: Path, folder: Path, tin
         assert scheduler_of(delivered, "heun").config.sampler == "heun"
 
 
+def trained_shortly(world: Path, folder: Path, tiny: Tiny, out: str, **more: object) -> Path:
+    """The pipeline of a training of two steps; ``more`` are parameters as section__field."""
+    short = {f"train.{what}": 2 for what in ("steps", "validate_every", "sample_every", "checkpoint_every")}
+    changes = settings(folder, tiny) | short | {what.replace("__", "."): value for what, value in more.items()}
+    params = load(PARAMS, [f"{name}={json.dumps(value)}" for name, value in changes.items()])
+    train.run(for_step(params, "train"), train.Sources(world / "encoded", world / "autoencoder"), world / out)
+    return world / out / "pipeline"
+
+
+def test_full_training_and_dora_are_delivered_too(world: Path, folder: Path, tiny: Tiny) -> None:
+    plain = drawn(opened(folder), tiny)
+    full = trained_shortly(world, folder, tiny, "full", train__adapter__kind="none", train__warmup_fraction=0)
+    assert not torch.allclose(drawn(opened(full), tiny), plain, atol=1e-3)
+    assert not (world / "full" / "lora").exists()
+    merged = trained_shortly(world, folder, tiny, "dora", train__adapter__kind="dora", train__warmup_fraction=0)
+    pipeline = opened(folder)
+    pipeline.load_lora_weights(world / "dora" / "lora")
+    adapted = drawn(pipeline, tiny)
+    assert not torch.equal(adapted, plain)
+    assert torch.allclose(drawn(opened(merged), tiny), adapted, atol=1e-4 * adapted.abs().max())
+
+
+def test_a_definition_that_is_not_the_checkpoints_own_ships_with_its_scheduler(
+    world: Path, name: str, folder: Path, tiny: Tiny
+) -> None:
+    if name != "stable-diffusion-1.5":
+        pytest.skip("one family shows it")
+    pipeline = trained_shortly(
+        world, folder, tiny, "flowing", train__adapter__kind="none", diffusion__definition="flow"
+    )
+    scheduler = opened(pipeline).scheduler
+    assert scheduler.config.prediction_type == "flow_prediction"
+    assert scheduler.config.use_flow_sigmas
+    assert type(scheduler) is type(scheduler_of(pipeline, "euler"))
+
+
 @pytest.fixture(scope="module")
 def judging() -> EvaluateParams:
     few = {"guidance": GUIDANCE, "steps": 2, "captions": 16, "seeds": 1, "batch_size": 2, "reconstructions": 1}
