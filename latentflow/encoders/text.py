@@ -7,7 +7,14 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BatchEncoding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from latentflow.data.condition import Condition
 from latentflow.encoders.checkpoint import require_safetensors
@@ -31,9 +38,7 @@ class TextEncoder:
 
         Longer captions are cut. The diffusers pipelines do the same, but for PixArt's, which first lowers the captions.
         """
-        tokens = self.tokenizer(
-            captions, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
-        ).to(self.model.device)
+        tokens = self._tokens(captions).to(self.model.device)
         hidden = self.model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         return Condition(hidden.float(), tokens.attention_mask.bool())
 
@@ -43,9 +48,17 @@ class TextEncoder:
 
     def save(self, folder: Path) -> None:
         """Writes ``text_encoder/`` and ``tokenizer/`` as a diffusers pipeline expects them."""
+        # A fast tokenizer saves the padding and truncation of its last call, or of none: a run that goes on
+        # after a kill may save before it has tokenized anything.
+        self._tokens([""])
         self.model.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
         shutil.rmtree(folder / "tokenizer" / ".cache", ignore_errors=True)
+
+    def _tokens(self, captions: list[str]) -> BatchEncoding:
+        return self.tokenizer(
+            captions, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
+        )
 
 
 def load(name: str, max_tokens: int) -> TextEncoder:

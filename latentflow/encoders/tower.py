@@ -56,7 +56,7 @@ class Tower:
 
         Raises LatentflowError where they cannot be loaded or are not whole.
         """
-        model = _opened(checkpoint, name, dtype="auto")
+        model = _opened(checkpoint, name)
         if model.dtype != torch.bfloat16:
             model.float()
         return cls(name, tokenizer, model.eval().requires_grad_(False), length)
@@ -64,7 +64,7 @@ class Tower:
     @classmethod
     def check(cls, checkpoint: Checkpoint, name: str) -> None:
         """Raises LatentflowError unless the stored weights are those of the model's config; none are read."""
-        _opened(checkpoint, name, device_map="meta")
+        _opened(checkpoint, name, device="meta")
 
     def read(self, captions: list[str], layer: int | None = None, masked: bool = False) -> "Reading":
         """The hidden states after ``layer``, or after the last one and its norm.
@@ -114,7 +114,7 @@ class Tower:
         return answer.hidden_states, tokens.attention_mask.bool()
 
 
-def _opened(checkpoint: Checkpoint, name: str, **how: str) -> PreTrainedModel:
+def _opened(checkpoint: Checkpoint, name: str, device: str | None = None) -> PreTrainedModel:
     folder = checkpoint.folder / name
     library, kind = checkpoint.index[name]
     found = getattr(transformers, kind, None) if library == "transformers" else None
@@ -122,7 +122,12 @@ def _opened(checkpoint: Checkpoint, name: str, **how: str) -> PreTrainedModel:
         raise LatentflowError(f"{SETTING}: {folder} is a {library}.{kind}, which is no model of transformers.")
     try:
         model, report = found.from_pretrained(  # type: ignore[attr-defined]
-            folder, use_safetensors=True, output_loading_info=True, local_files_only=True, **how
+            folder,
+            use_safetensors=True,
+            dtype="auto",
+            device_map=device,
+            output_loading_info=True,
+            local_files_only=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise LatentflowError(f"{SETTING}: {folder} cannot be loaded: {error}") from error

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from kubernetes_api import NAMESPACE, Pod, Refusal, SmallApi, small_api, write_kubeconfig
 from object_store import s3_bucket
 from trainings import settings, world
@@ -94,6 +95,15 @@ class Kubelet:
         for line in process.stdout:
             self._api.say(pod, line.rstrip("\n"))
         self._api.end(pod, process.wait())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As the nodes compute: sums in another number of threads have other last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

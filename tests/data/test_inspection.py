@@ -100,10 +100,11 @@ def test_an_error_that_is_no_refusal_comes_through() -> None:
 
 
 def test_one_worker_is_this_process() -> None:
+    before = set(psutil.Process().children())  # Other tests' fork server may be there.
     with Inspectors(1, LIMITS) as inspectors:
         (result,) = inspectors.run([Candidate("a", "x", BytesMedia(encoded(scene(0))))])
     assert isinstance(result, Checked)
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= before
 
 
 # Ctrl-C is ignored by what a shell starts in the background, and with it by these tests' children there.

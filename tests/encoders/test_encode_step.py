@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -423,6 +424,15 @@ def test_several_processes_share_the_work(world: World, monkeypatch: pytest.Monk
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     subprocess.run([*launcher, *arguments[2:]], check=True)
     assert EncodedManifest.read(world.root / "together") == expected
+
+
+def test_killed_before_the_text_encoder_was_saved(world: World) -> None:
+    expected = world.encode(world.records(), "encoded")
+    for folder in (world.root / "store").rglob("encoder"):
+        shutil.rmtree(folder)
+    assert world.encode(world.records(), "again") == expected
+    assert world.rows() == {"pictures": 0, "captions": 0}
+    assert contents(world.root / "again") == contents(world.root / "encoded")
 
 
 @pytest.mark.slow

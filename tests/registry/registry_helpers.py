@@ -1,4 +1,4 @@
-"""Manifests of a model and of its evaluations, as the steps before `register` write them."""
+"""Manifests of a model and of its evaluations, as the steps before `register` write them, and a clean environment."""
 
 import json
 import shutil
@@ -11,6 +11,18 @@ from latentflow.manifest import EvaluationManifest, ModelManifest
 from latentflow.params import RegisterInputs, load
 
 NAME = "tiny"
+
+
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where nobody has set where MLflow or the work store is."""
+    for name in (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_RUN_ID",
+        "MLFLOW_EXPERIMENT_NAME",
+        "MLFLOW_EXPERIMENT_ID",
+        "LATENTFLOW_STORE",
+    ):
+        monkeypatch.delenv(name, raising=False)
 
 
 def inputs(**changes: object) -> RegisterInputs:
@@ -70,15 +82,3 @@ def write_evaluation(
         digest="a" * 64, fingerprint=fingerprint, inputs={"model": model}, mlflow_run_id="", metrics=metrics
     ).write(folder)
     return folder
-
-
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without what names a store or a run."""
-    for name in (
-        "MLFLOW_TRACKING_URI",
-        "MLFLOW_RUN_ID",
-        "MLFLOW_EXPERIMENT_NAME",
-        "MLFLOW_EXPERIMENT_ID",
-        "LATENTFLOW_STORE",
-    ):
-        monkeypatch.delenv(name, raising=False)

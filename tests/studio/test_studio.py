@@ -170,7 +170,7 @@ def test_figures_and_lineage_of_both_are_shown(page: "Page") -> None:
 def test_what_cannot_be_drawn_is_said_on_the_page(page: "Page") -> None:
     draw(page, " ", 0)
     page.get_by_text("Give a prompt and a seed.").wait_for()
-    page.get_by_text("More").click()
+    page.get_by_text("More", exact=True).click()
     page.get_by_label("Width").fill("12")
     draw(page, "red heart", 0)
     page.get_by_text("divisible by 8").wait_for()
