@@ -15,7 +15,8 @@ class Condition:
     ``pooled`` (n, width): the caption as one vector. ``sizes`` (n, 6): height and width of the original, top and left
     of the crop, height and width of the picture, in pixels. ``guidance`` (n,): the guidance scale that a
     guidance-distilled model is told. ``control`` (n, 3, h, w) uint8: the picture by which a ControlNet leads, of the
-    size of the picture. ``image`` (n, width): the embedding of a reference image, zeros for none. Each is None where
+    size of the picture. ``image`` (n, width): the embedding of a reference image, zeros for none. ``frame``
+    (n, c, 1, h, w): the latents of a clip's first frame. Each is None where
     nothing gives it.
     """
 
@@ -26,6 +27,7 @@ class Condition:
     guidance: Tensor | None = None
     control: Tensor | None = None
     image: Tensor | None = None
+    frame: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -52,12 +54,16 @@ class Condition:
         return replace(self, guidance=torch.full((len(self),), scale, device=self.text.device))
 
     def contrast(self, empty: Self) -> Self:
-        """What classifier-free guidance moves away from: the ``empty`` caption, no reference image, the same control.
+        """What classifier-free guidance moves away from: the ``empty`` caption, no reference image, all else the same.
 
         ``empty`` is a single row.
         """
         image = None if self.image is None else torch.zeros_like(self.image)
-        return replace(empty.rows(len(self)), control=self.control, image=image)
+        return replace(empty.rows(len(self)), control=self.control, image=image, frame=self.frame)
+
+    def begun(self, x0: Tensor) -> Self:
+        """With the first frame of clips ``x0`` (n, c, f, h, w); of pictures, which have none, as it is."""
+        return replace(self, frame=x0[:, :, :1]) if x0.ndim == 5 else self
 
     def rows(self, count: int) -> Self:
         """Of a single row, ``count`` times the same."""

@@ -14,29 +14,48 @@ from latentflow.data.condition import Condition
 from latentflow.denoisers.auraflow import AuraFlow
 from latentflow.denoisers.controlnet import ControlledUNet, ControlledXL
 from latentflow.denoisers.family import Family, NewFamily
+from latentflow.denoisers.first_frame import LTXFromFrame, WanFromFrame
 from latentflow.denoisers.flux import Flux
+from latentflow.denoisers.flux_2 import Flux2
 from latentflow.denoisers.ip_adapter import FOLDER as IP_ADAPTER
 from latentflow.denoisers.ip_adapter import PromptedUNet, PromptedXL
 from latentflow.denoisers.led import LedFamily
+from latentflow.denoisers.ltx import LTX
 from latentflow.denoisers.pixart import PixArt
+from latentflow.denoisers.qwen_image import QwenImage
 from latentflow.denoisers.stable_diffusion_3 import StableDiffusion3
 from latentflow.denoisers.stable_diffusion_xl import StableDiffusionXL
 from latentflow.denoisers.unet import UNet
+from latentflow.denoisers.wan import Wan
+from latentflow.denoisers.z_image import ZImage
 from latentflow.diffusion import Definition, Diffusion
 from latentflow.errors import LatentflowError
 
 DIFFUSION = "diffusion.json"
 """Beside model_index.json: what training and sampling must agree on."""
 
-GENERATION, TOLD, LED_BY = "generation.json", "told_guidance", "led_by"
-"""Beside it: how the pipeline is called, the guidance scale that a distilled model was told in training, and by what
-kind of image it is led."""
+GENERATION, TOLD, FRAMES, LED_BY = "generation.json", "told_guidance", "num_frames", "led_by"
+"""Beside it: how the pipeline is called, among its call's arguments the frames of a clip; the guidance scale that a
+distilled model was told in training, and by what kind of image it is led."""
 
 FAMILIES: dict[str, NewFamily] = {"unet": UNet(), "pixart": PixArt(), "auraflow": AuraFlow()}
 """Of which new models are made, by the names in ``model.denoiser``."""
 
 PIPELINES: dict[str, Family] = {
-    family.pipeline_class: family for family in (*FAMILIES.values(), StableDiffusionXL(), StableDiffusion3(), Flux())
+    family.pipeline_class: family
+    for family in (
+        *FAMILIES.values(),
+        StableDiffusionXL(),
+        StableDiffusion3(),
+        Flux(),
+        Flux2(),
+        QwenImage(),
+        ZImage(),
+        Wan(),
+        LTX(),
+        WanFromFrame(),
+        LTXFromFrame(),
+    )
 }
 """All, by the pipelines that they ship in."""
 
@@ -63,16 +82,19 @@ class Denoiser:
     guidance: float | None = None
 
     def predict(self, xt: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """Model output for x_t (n, c, h, w); ``sigma`` is (n,) or a scalar."""
+        """Model output for x_t (n, c, h, w), of clips (n, c, f, h, w); ``sigma`` is (n,) or a scalar."""
         sigma = sigma.double()
         timestep = self.definition.timestep(sigma).to(device=xt.device, dtype=torch.float32).expand(len(xt))
         scale = self.definition.input_scale(sigma).to(device=xt.device, dtype=xt.dtype).expand(len(xt))
         if self.guidance is not None and condition.guidance is None:
             condition = condition.guided(self.guidance)
-        return self.family.predict(self.model, xt * scale[:, None, None, None], timestep, condition)
+        xt = xt * scale.reshape(-1, *(1,) * (xt.ndim - 1))
+        if self.family.clips and xt.ndim == 4:
+            return self.family.predict(self.model, xt.unsqueeze(2), timestep, condition).squeeze(2)
+        return self.family.predict(self.model, xt, timestep, condition)
 
     def tokens(self, latent_shape: Sequence[int]) -> int:
-        """How many tokens a picture is."""
+        """How many tokens a picture or a clip is."""
         config: Mapping[str, Any] = self.model.config  # type: ignore[assignment]
         return self.family.tokens(config, latent_shape)
 

@@ -1,5 +1,6 @@
 """What the project needs to know of a denoiser class of diffusers and the pipeline it ships in."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from latentflow.data.condition import Condition
 from latentflow.denoisers.intake import Intake
-from latentflow.diffusion import SAMPLERS
+from latentflow.diffusion import SAMPLERS, Guidance
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
 
@@ -28,6 +29,10 @@ class Family(ABC):
     """Whether the pipeline hands its scheduler σ, which of ours only diffusers' own flow Euler takes."""
     contrasts: ClassVar[bool] = True
     """Whether the pipeline's guidance_scale is classifier-free guidance."""
+    clips: ClassVar[bool] = False
+    """Whether its latents are those of clips (c, f, h, w), of which a picture is one of a single frame."""
+    led_by_frame: ClassVar[bool] = False
+    """Whether it is told a clip's first frame, from which it goes on."""
     memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
     """How the weights are laid out while training."""
     adapter_targets: ClassVar[tuple[str, ...]]
@@ -70,20 +75,34 @@ class Family(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        """The model's output (n, c, h, w) for x_t, timesteps in thousandths (n,) and the conditions."""
+        """The model's output, of x_t's shape, for x_t, timesteps in thousandths (n,) and the conditions.
+
+        x_t is (n, c, h, w), or (n, c, f, h, w) where the family takes clips.
+        """
 
     def call_arguments(self, max_tokens: int) -> dict[str, Any]:  # noqa: ARG002
         """What the pipeline's call must be given so that it conditions as training did."""
         return {}
 
+    def guidance(self, scale: float) -> Guidance:
+        """Guidance as the pipeline does it."""
+        return Guidance(scale if self.contrasts else 1.0)
+
     def told_guidance(self, config: Mapping[str, Any]) -> bool:  # noqa: ARG002
         """Whether the model was distilled so that it is told a guidance scale."""
         return False
 
+    def patch(self, config: Mapping[str, Any]) -> int:
+        """The side of the latents' patches that become a token each; a UNet, which has none, counts 2 as others do."""
+        side: int = config.get("patch_size", 2)
+        return side
+
+    def refuse(self, index: Mapping[str, Any]) -> None:  # noqa: B027
+        """Raises ValueError where a pipeline's model_index.json names more than is trained here."""
+
     def tokens(self, config: Mapping[str, Any], latent_shape: Sequence[int]) -> int:
-        """How many tokens a picture is; a UNet, which has none, counts patches of 2x2 as others do."""
-        patch: int = config.get("patch_size", 2)
-        return latent_shape[1] * latent_shape[2] // patch**2
+        """How many tokens a picture or a clip is."""
+        return math.prod(latent_shape[1:]) // self.patch(config) ** 2
 
 
 class NewFamily(Family):

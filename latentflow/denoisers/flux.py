@@ -1,6 +1,6 @@
 """FluxTransformer2DModel, an MMDiT on packed latents, in a FluxPipeline: FLUX.1."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,8 +58,8 @@ class Flux(Family):
     def call_arguments(self, max_tokens: int) -> dict[str, Any]:
         return {"max_sequence_length": max_tokens}
 
-    def tokens(self, config: Mapping[str, Any], latent_shape: Sequence[int]) -> int:  # noqa: ARG002
-        return latent_shape[1] * latent_shape[2] // PATCH**2
+    def patch(self, config: Mapping[str, Any]) -> int:  # noqa: ARG002
+        return PATCH
 
     def told_guidance(self, config: Mapping[str, Any]) -> bool:
         return bool(config["guidance_embeds"])

@@ -44,7 +44,7 @@ class Intake:
         return cls(channels, config["out_channels"] or channels, config[text_width], patch, grid, pooled_width)
 
     def misfit(self, shapes: Sequence[Shape], captions: Captions) -> str:
-        """Why latents of ``shapes`` (c, h, w) with these captions do not fit, and what to do; or ""."""
+        """Why latents of ``shapes`` with these captions do not fit, and what to do; or ""."""
         channels = shapes[0][0]
         if self.channels != channels:
             return (
@@ -65,7 +65,7 @@ class Intake:
         if bad := untiled(shapes, self.patch):
             return f"has patch_size {self.patch}, which does not divide latents of {bad}; change encode.bucket_step"
         side = self.grid * self.patch
-        if self.grid and (large := next((shape for shape in shapes if max(shape[1:]) > side), None)):
+        if self.grid and (large := next((shape for shape in shapes if max(shape[-2:]) > side), None)):
             return (
                 f"has learned positions for latents up to {side}x{side}, and the encoded set has {size(large)}; "
                 "encode smaller pictures"
@@ -75,12 +75,12 @@ class Intake:
 
 def untiled(shapes: Sequence[Shape], patch: int) -> str:
     """The size of the first latents that patches do not tile, or ""."""
-    return next((size(shape) for shape in shapes if any(side % patch for side in shape[1:])), "")
+    return next((size(shape) for shape in shapes if any(side % patch for side in shape[-2:])), "")
 
 
 def size(shape: Shape) -> str:
-    """A shape (c, h, w) as a message shows it: 8x12."""
-    return f"{shape[1]}x{shape[2]}"
+    """A shape as a message shows it, without the channels: 8x12, of clips 5x8x12."""
+    return "x".join(map(str, shape[1:]))
 
 
 def refuse_conditions(config: Mapping[str, Any], keys: Sequence[str]) -> None:

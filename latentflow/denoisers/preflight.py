@@ -45,13 +45,16 @@ def faults(params: Params) -> list[str]:
             found.append(str(error))
             return None
 
-    shape = tried(lambda: _shape(params.autoencoder))
+    vae = tried(lambda: _vae(params.autoencoder))
     told = tried(lambda: _captions(params.encode))
     family = tried(lambda: starting.family_for(params.model, weights=False))
     if family:
         tried(lambda: _check_dials(params, family))
         tried(lambda: _check_images(params, family))
-    if family and shape and told:
+    if family and vae:
+        tried(lambda: starting.check_vae(params.model, vae))
+    if family and vae and told:
+        shape = _shape(vae, params)
         tried(lambda: starting.check(params.model, [shape], told, weights=False))
     if family and params.model.pretrained and Path(params.model.pretrained).is_dir():
         # What lies elsewhere is looked at when it is brought here.
@@ -66,13 +69,19 @@ def _check_dials(params: Params, family: Family) -> None:
     check_diffusion(family, to_diffusion(resolved(params.diffusion, folder)))
 
 
-def _shape(params: AutoencoderParams) -> Shape:
+def _vae(params: AutoencoderParams) -> LatentShape:
     vae, side = _latents(params), params.resolution
     if side % vae.factor:
         raise LatentflowError(
             f"autoencoder.resolution {side} is not a multiple of {vae.factor}, by which the VAE shrinks pictures."
         )
-    return vae.channels, side // vae.factor, side // vae.factor
+    return vae
+
+
+def _shape(vae: LatentShape, params: Params) -> Shape:
+    """Of the latents of a square picture, or of a clip where clips are encoded."""
+    side, frames = params.autoencoder.resolution // vae.factor, params.encode.clip_frames
+    return (vae.channels, *([vae.shortened(frames)] if frames else []), side, side)
 
 
 def _check_images(params: Params, family: Family) -> None:

@@ -18,7 +18,7 @@ from diffusers import (
 )
 
 from latentflow.denoisers.carried import carry_code
-from latentflow.denoisers.families import GENERATION, family_of, read_diffusion
+from latentflow.denoisers.families import FRAMES, GENERATION, family_of, read_diffusion
 from latentflow.denoisers.family import Family
 from latentflow.diffusion import Diffusion
 from latentflow.diffusion.definitions import BETA_END, BETA_START
@@ -61,6 +61,11 @@ def check_sampler(family: Family, sampler: str) -> None:
 
 def check_diffusion(family: Family, diffusion: Diffusion) -> None:
     """Raises LatentflowError where what would be trained could not be drawn by the family's pipeline."""
+    if family.led_by_frame and diffusion.name != "flow":
+        raise LatentflowError(
+            f"diffusion.definition {diffusion.name}: a {family.pipeline_class} keeps the first frame in a way of flow "
+            "matching's own; leave it at auto."
+        )
     if family.lays_out_sigmas and (diffusion.name != "flow" or _flow_shift(diffusion, 1) is None):
         raise LatentflowError(
             f"diffusion: a {family.pipeline_class} lays out its own σ, which definition {diffusion.name} with schedule "
@@ -68,12 +73,13 @@ def check_diffusion(family: Family, diffusion: Diffusion) -> None:
         )
 
 
-def _latent_size(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
-    """Height and width of the latents of the pictures that a saved pipeline draws unless told otherwise."""
+def _latent_size(folder: Path, config: dict[str, Any]) -> tuple[int, int, int]:
+    """Frames, height and width of the latents of what a saved pipeline draws unless told otherwise."""
     if "sample_size" in config:
-        return config["sample_size"], config["sample_size"]
-    drawn, factor = _read(folder / GENERATION), latent_shape(_read(folder / "vae" / "config.json")).factor
-    return drawn["height"] // factor, drawn["width"] // factor
+        return 1, config["sample_size"], config["sample_size"]
+    drawn, shape = _read(folder / GENERATION), latent_shape(_read(folder / "vae" / "config.json"))
+    frames = shape.shortened(drawn["call"].get(FRAMES, 1))
+    return frames, drawn["height"] // shape.factor, drawn["width"] // shape.factor
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,13 +11,14 @@ import torch
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 
-from latentflow.denoisers.families import DIFFUSION, FAMILIES, LED, Denoiser, family_of, model_class
+from latentflow.denoisers.families import DIFFUSION, FAMILIES, LED, PIPELINES, Denoiser, family_of, model_class
 from latentflow.denoisers.family import Family, NewFamily
 from latentflow.denoisers.intake import Captions, Shape, size, untiled
 from latentflow.denoisers.led import Images, LedFamily
 from latentflow.devices import seeded_weights
 from latentflow.encoders import checkpoint
 from latentflow.encoders.checkpoint import Checkpoint, require_whole
+from latentflow.encoders.latent_shapes import LatentShape
 from latentflow.encoders.readings import WAYS
 from latentflow.errors import LatentflowError
 from latentflow.files import digest_folder
@@ -61,15 +62,19 @@ def check(params: ModelParams, shapes: Sequence[Shape], captions: Captions, weig
 
     Reads configs only, and without ``weights`` needs no others here. Raises LatentflowError that names the parameter.
     """
-    if any(len(shape) != 3 for shape in shapes):
-        raise LatentflowError(
-            "the encoded set holds clips, and no denoiser here trains on clips yet; set encode.clip_frames to 0 and "
-            "encode again."
-        )
     if params.pretrained:
         _check_saved(params, shapes, captions, weights)
     else:
         _check_new(params, shapes, captions)
+
+
+def check_vae(params: ModelParams, vae: LatentShape) -> None:
+    """Refuses a VAE of pictures for a denoiser of clips. Raises LatentflowError that names the parameter."""
+    if not vae.frames and (family := family_for(params, weights=False)).clips:
+        raise LatentflowError(
+            f"{SETTING}: a {family.pipeline_class} draws clips, and the autoencoder knows pictures only; name the same "
+            "pipeline in autoencoder.pretrained."
+        )
 
 
 def family_for(params: ModelParams, weights: bool = True) -> Family:
@@ -77,8 +82,24 @@ def family_for(params: ModelParams, weights: bool = True) -> Family:
     return family_of(pretrained(params, weights).folder) if params.pretrained else FAMILIES[params.denoiser]
 
 
+def _check_kind(setting: str, family: Family, shapes: Sequence[Shape]) -> None:
+    """Refuses clips for a pipeline of pictures, and pictures for one that goes on from a clip's first frame."""
+    if family.led_by_frame and any(len(shape) == 3 for shape in shapes):
+        raise LatentflowError(
+            f"{setting}: a {family.pipeline_class} goes on from the first frame of a clip, and a picture is no clip; "
+            "set encode.clip_frames, and leave pictures out."
+        )
+    if not family.clips and (clips := next((shape for shape in shapes if len(shape) == 4), None)):
+        others = ", ".join(name for name, other in PIPELINES.items() if other.clips)
+        raise LatentflowError(
+            f"{setting}: a {family.pipeline_class} draws pictures, and encode.clip_frames makes latents of clips, "
+            f"{size(clips)}; set it to 0 and encode again, or fine-tune a pipeline that draws clips: {others}."
+        )
+
+
 def _check_new(params: ModelParams, shapes: Sequence[Shape], captions: Captions) -> None:
     name, family = params.denoiser, FAMILIES[params.denoiser]
+    _check_kind("model.denoiser", family, shapes)
     if captions.pipeline:
         raise LatentflowError(
             f"model.denoiser: a new {name} ships with a single text model, and encode.text_encoder reads captions as a "
@@ -101,6 +122,7 @@ def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Caption
     pipeline = pretrained(params, weights)
     family = family_of(pipeline.folder)
     folder = _weights(pipeline, family) if weights else pipeline.folder / family.subfolder
+    _check_kind(SETTING, family, shapes)
     if captions.pipeline != family.pipeline_class and (captions.pipeline or not isinstance(family, NewFamily)):
         way = f"as a {captions.pipeline} does" if captions.pipeline else "with a single model"
         raise LatentflowError(
@@ -113,6 +135,7 @@ def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Caption
             "not those that encoded the captions; name the same pipeline in encode.text_encoder, and encode again."
         )
     try:
+        family.refuse(pipeline.index)
         misfit = family.intake(pipeline.config(family.subfolder)).misfit(shapes, captions)
     except KeyError as error:
         misfit = f"lacks {error} in its config.json"

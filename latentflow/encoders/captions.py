@@ -189,8 +189,12 @@ class OfPipeline:
 
     def cut(self, captions: Sequence[str]) -> dict[str, int]:
         """How many captions are longer than what each text model reads."""
-        ids = {tower: self.tokenizers[tokenizer](list(captions)).input_ids for tower, tokenizer in self.way.towers}
-        return {tower: sum(len(one) > self.lengths[tower] for one in read) for tower, read in ids.items()}
+        wording, counts = self.way.wording, {}
+        for tower, name in self.way.towers:
+            tokenizer, most = self.tokenizers[name], self.lengths[tower] + wording.dropped
+            ids = tokenizer([wording.put(tokenizer, caption) for caption in captions]).input_ids
+            counts[tower] = sum(len(one) > most for one in ids)
+        return counts
 
 
 @dataclass(frozen=True)

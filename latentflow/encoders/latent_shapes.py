@@ -7,6 +7,7 @@ from typing import Any
 from latentflow.errors import LatentflowError
 
 Config = Mapping[str, Any]
+FLUX_2, FLUX_2_PATCH = "AutoencoderKLFlux2", 2
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,23 @@ class LatentShape:
     factor: int
     frames: int = 0
 
+    def shortened(self, frames: int) -> int:
+        """How many frames the latents of a clip of so many have."""
+        return (frames - 1) // self.frames + 1 if self.frames else frames
+
+    def lengthened(self, frames: int) -> int:
+        """How many frames the clip has, of latents of so many."""
+        return (frames - 1) * self.frames + 1 if self.frames else frames
+
 
 def _kl(config: Config) -> LatentShape:
     return LatentShape(config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1))
+
+
+def _flux_2(config: Config) -> LatentShape:
+    """Its patches of 2x2 are channels of the latents."""
+    whole = _kl(config)
+    return LatentShape(whole.channels * FLUX_2_PATCH**2, whole.factor * FLUX_2_PATCH)
 
 
 def _by_encoder(config: Config) -> LatentShape:
@@ -50,6 +65,7 @@ def _cogvideox(config: Config) -> LatentShape:
 
 VAES: dict[str, Callable[[Config], LatentShape]] = {
     "AutoencoderKL": _kl,
+    FLUX_2: _flux_2,
     "AutoencoderTiny": _by_encoder,
     "AutoencoderDC": _by_encoder,
     "AutoencoderKLQwenImage": _qwen,

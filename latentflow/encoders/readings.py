@@ -6,14 +6,16 @@ compare pictures' latents with theirs.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
 from latentflow.data.condition import Condition
-from latentflow.encoders.tower import Reading, Tower
+from latentflow.encoders.tower import AS_IT_IS, Reading, Tower, Wording
 
 Flags = Mapping[str, Any]
 Read = Callable[[Sequence[Tower], list[str], Flags], Condition]
@@ -25,7 +27,7 @@ class Way:
 
     ``widths`` gives those of the text and of the pooled text (0: none) from the text models' configs.
     ``length`` is the pipeline's own number of tokens for the towers in ``chosen``, which may be chosen; the others
-    have that of their tokenizer.
+    have that of their tokenizer. ``wording`` is how captions are put to the towers.
     """
 
     towers: tuple[tuple[str, str], ...]
@@ -33,6 +35,7 @@ class Way:
     widths: Callable[[Sequence[Flags]], tuple[int, int]]
     chosen: tuple[str, ...] = ()
     length: int = 0
+    wording: Wording = AS_IT_IS
 
     @property
     def parts(self) -> list[str]:
@@ -42,6 +45,7 @@ class Way:
 
 ONE = (("text_encoder", "tokenizer"),)
 TWO = (*ONE, ("text_encoder_2", "tokenizer_2"))
+FLUX_2_LAYERS = (9, 18, 27)
 THREE = (*TWO, ("text_encoder_3", "tokenizer_3"))
 
 
@@ -78,21 +82,88 @@ def _flux(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Conditi
     return Condition(t5.hidden, t5.mask, _pooled(clip))
 
 
+def _qwen_message(_: PreTrainedTokenizerBase, caption: str) -> str:
+    """Qwen-Image's own, whatever the tokenizer's template for chats is."""
+    return (
+        "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+        f"relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{caption}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def _message(tokenizer: PreTrainedTokenizerBase, caption: str, thinking: bool) -> str:
+    """The tokenizer's own template around the caption, ready for an answer, with thoughts or without."""
+    message = [{"role": "user", "content": caption}]
+    put = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+    return str(put)
+
+
+def _cleaned(_: PreTrainedTokenizerBase, caption: str) -> str:
+    """By the pipeline's own function, which also mends broken letters where ftfy is installed."""
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+    return str(prompt_clean(caption))
+
+
+QWEN = Wording(_qwen_message, 34)
+Z = Wording(partial(_message, thinking=True))
+FLUX_2 = Wording(partial(_message, thinking=False))
+WAN = Wording(_cleaned)
+
+
+def _qwen_image(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
+    """Qwen2.5-VL's last layer, without the tokens before the caption."""
+    found = towers[0].worded(captions, QWEN, layer=-1)
+    return Condition(found.hidden, found.mask)
+
+
+def _z_image(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
+    """Qwen3's last but one layer, the words of the chat included."""
+    found = towers[0].worded(captions, Z, layer=-2)
+    return Condition(found.hidden, found.mask)
+
+
+def _flux_2(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
+    """Three of Qwen3's layers side by side, padding included."""
+    found = towers[0].stacked(captions, FLUX_2, FLUX_2_LAYERS)
+    return Condition(found.hidden, found.mask)
+
+
+def _wan(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
+    """UMT5's last hidden states; padding is hidden from it, and zeros afterwards."""
+    found = towers[0].worded(captions, WAN, layer=-1)
+    return Condition(found.hidden, found.mask)
+
+
+def _ltx(towers: Sequence[Tower], captions: list[str], flags: Flags) -> Condition:
+    """T5's last hidden states, padding included; it is the denoiser from which that is hidden."""
+    found = towers[0].read(captions)
+    return Condition(found.hidden, found.mask)
+
+
 def _pooled(reading: Reading) -> Tensor:
     assert reading.pooled is not None
     return reading.pooled
 
 
 def _width(config: Flags) -> int:
-    return int(config.get("hidden_size") or config["d_model"])
+    """Of a text model, or of the one within a model that sees too."""
+    text = config.get("text_config", config)
+    return int(text.get("hidden_size") or text["d_model"])
+
+
+def _one_width(configs: Sequence[Flags]) -> tuple[int, int]:
+    return _width(configs[0]), 0
 
 
 def _projected(config: Flags) -> int:
     return int(config["projection_dim"])
 
 
+_WAN = Way(ONE, _wan, _one_width, ("text_encoder",), 512, WAN)
+_LTX = Way(ONE, _ltx, _one_width, ("text_encoder",), 128)
 WAYS: dict[str, Way] = {
-    "StableDiffusionPipeline": Way(ONE, _stable_diffusion, lambda configs: (_width(configs[0]), 0)),
+    "StableDiffusionPipeline": Way(ONE, _stable_diffusion, _one_width),
     "StableDiffusionXLPipeline": Way(
         TWO, _stable_diffusion_xl, lambda configs: (_width(configs[0]) + _width(configs[1]), _projected(configs[1]))
     ),
@@ -104,5 +175,19 @@ WAYS: dict[str, Way] = {
         256,
     ),
     "FluxPipeline": Way(TWO, _flux, lambda configs: (_width(configs[1]), _width(configs[0])), ("text_encoder_2",), 512),
+    "QwenImagePipeline": Way(ONE, _qwen_image, _one_width, ("text_encoder",), 512, QWEN),
+    "Flux2KleinPipeline": Way(
+        ONE,
+        _flux_2,
+        lambda configs: (len(FLUX_2_LAYERS) * _width(configs[0]), 0),
+        ("text_encoder",),
+        512,
+        FLUX_2,
+    ),
+    "WanPipeline": _WAN,
+    "WanImageToVideoPipeline": _WAN,
+    "LTXPipeline": _LTX,
+    "LTXImageToVideoPipeline": _LTX,
+    "ZImagePipeline": Way(ONE, _z_image, _one_width, ("text_encoder",), 512, Z),
 }
 """By the pipeline's class."""

@@ -1,5 +1,6 @@
 """One text model with its tokenizer: the half of a pipeline's text encoding that is the same everywhere."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,20 @@ from latentflow.encoders.checkpoint import Checkpoint, require_whole
 from latentflow.errors import LatentflowError
 
 SETTING = "encode.text_encoder"
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a caption is put to a text model: ``put`` makes the text of it, as a message of a chat, or cleaned.
+
+    ``dropped``: how many tokens that begin every such text are left out of what is read.
+    """
+
+    put: Callable[[PreTrainedTokenizerBase, str], str]
+    dropped: int = 0
+
+
+AS_IT_IS = Wording(lambda _, caption: caption)
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,39 @@ class Tower:
         hidden = answer.last_hidden_state if layer is None else answer.hidden_states[layer]
         pooled = answer.get("text_embeds", answer.get("pooler_output"))
         return Reading(hidden.float(), tokens.attention_mask.bool(), None if pooled is None else pooled.float())
+
+    def worded(self, captions: list[str], wording: Wording, layer: int) -> "Reading":
+        """The hidden states after ``layer`` of the captions as ``wording`` puts them; padding follows, as zeros.
+
+        Padding is hidden from the model, on whichever side its tokenizer has it.
+        """
+        layers, read = self._layers(captions, wording)
+        hidden = layers[layer].new_zeros(len(captions), self.length, layers[layer].shape[-1])
+        mask = torch.zeros_like(hidden[..., 0], dtype=torch.bool)
+        for row, (states, there) in enumerate(zip(layers[layer], read, strict=True)):
+            kept = states[there][wording.dropped :]
+            hidden[row, : len(kept)], mask[row, : len(kept)] = kept, True
+        return Reading(hidden.float(), mask, None)
+
+    def stacked(self, captions: list[str], wording: Wording, layers: tuple[int, ...]) -> "Reading":
+        """The hidden states after several layers side by side, at every place; padding is hidden from the model."""
+        found, mask = self._layers(captions, wording)
+        return Reading(torch.cat([found[layer] for layer in layers], -1).float(), mask, None)
+
+    def _layers(self, captions: list[str], wording: Wording) -> tuple[Sequence[Tensor], Tensor]:
+        """The hidden states of all layers, and where there is no padding."""
+        tokens = self.tokenizer(
+            [wording.put(self.tokenizer, caption) for caption in captions],
+            padding="max_length",
+            max_length=self.length + wording.dropped,
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        # A language model's head would give a value for every word of its vocabulary at every place.
+        answer = self.model.base_model(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
+        )
+        return answer.hidden_states, tokens.attention_mask.bool()
 
 
 def _opened(checkpoint: Checkpoint, name: str, device: str | None = None) -> PreTrainedModel:

@@ -7,11 +7,12 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn import functional as F
 
 from latentflow.devices import seeded_weights
 from latentflow.encoders import checkpoint
 from latentflow.encoders.checkpoint import require_whole
-from latentflow.encoders.latent_shapes import LatentShape, latent_shape
+from latentflow.encoders.latent_shapes import FLUX_2, FLUX_2_PATCH, LatentShape, latent_shape
 from latentflow.errors import LatentflowError
 
 SETTING = "autoencoder.pretrained"
@@ -80,6 +81,11 @@ def shape_of(folder: Path) -> LatentShape:
     return latent_shape(AutoencoderKL.load_config(folder / "vae"))
 
 
+def class_of(folder: Path) -> str:
+    """The class of the VAE in the autoencoder step's output folder."""
+    return str(AutoencoderKL.load_config(folder / "vae")["_class_name"])
+
+
 def factor(vae: ModelMixin) -> int:
     """How many pixels wide a latent is."""
     return _shape(vae).factor
@@ -108,6 +114,8 @@ def posterior(vae: ModelMixin, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         latents = found.latent if "latent" in found else found.latents
         return (latents.float() - shift) * scale, None
     mean, logvar = found.latent_dist.mode().float(), found.latent_dist.logvar.float()
+    if _packs(vae):
+        mean, logvar = (F.pixel_unshuffle(part, FLUX_2_PATCH) for part in (mean, logvar))
     mean, logvar = (mean - shift) * scale, logvar + 2 * (scale.log() if isinstance(scale, Tensor) else math.log(scale))
     return (mean.squeeze(2), logvar.squeeze(2)) if alone else (mean, logvar)
 
@@ -120,19 +128,32 @@ def encode(vae: ModelMixin, pixels: Tensor) -> Tensor:
 @torch.no_grad()
 def decode(vae: ModelMixin, latents: Tensor) -> Tensor:
     """The way back: latents (n, c, h, w) to pixels (n, 3, f·h, f·w), clamped to [-1, 1]; clips likewise."""
+    if latents.ndim == 5 and not knows_clips(vae):
+        frames: Tensor = decode(vae, latents.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(latents), -1))
+        return frames.transpose(1, 2)
     alone = latents.ndim == 4 and knows_clips(vae)
     shift, scale = _scale(vae, latents.ndim + alone)
     latents = (latents.unsqueeze(2) if alone else latents) / scale + shift
-    pixels: Tensor = vae.decode(latents).sample
+    # Some of LTX-Video's take out the last noise themselves, and are told that there is none, as its pipeline does.
+    told = [latents.new_zeros(len(latents))] if vae.config.get("timestep_conditioning") else []
+    pixels: Tensor = vae.decode(F.pixel_shuffle(latents, FLUX_2_PATCH) if _packs(vae) else latents, *told).sample
     return (pixels.squeeze(2) if alone else pixels).clamp(-1, 1)
+
+
+def _packs(vae: ModelMixin) -> bool:
+    """Whether its pipelines make channels of patches of its latents, and scale them by a batch norm's statistics."""
+    return type(vae).__name__ == FLUX_2
 
 
 def _scale(vae: ModelMixin, dimensions: int) -> tuple[Tensor | float, Tensor | float]:
     """(shift, scale) with which latents become (latents - shift)·scale: numbers, or per channel to broadcast."""
     config, scale = vae.config, vae.config.get("scaling_factor")
     mean, std = config.get("latents_mean"), config.get("latents_std")
-    if isinstance(getattr(vae, "latents_mean", None), Tensor):  # LTX-Video keeps them with its weights.
-        mean, std = vae.latents_mean, vae.latents_std
+    if _packs(vae):
+        mean, std = vae.bn.running_mean, (vae.bn.running_var + vae.bn.eps).sqrt()
+    beside_weights = dict(vae.named_buffers(recurse=False))
+    if "latents_mean" in beside_weights:  # LTX-Video's place for them.
+        mean, std = beside_weights["latents_mean"], beside_weights["latents_std"]
     if mean is None or std is None:
         return config.get("shift_factor") or 0.0, 1.0 if scale is None else scale
     shape = (1, -1, *(1,) * (dimensions - 2))

@@ -119,16 +119,17 @@ class Artist:
         return Drawn(stacked, statistics.median(seconds))
 
     def _call(self, batch: list[Request], settings: Settings) -> list[Any]:
+        from latentflow.registry.pyfunc_model import FRAME_RATE, guided, images_of
+
         result = self._pipeline(
             prompt=[request.prompt for request in batch],
             num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
             height=settings.height,
             width=settings.width,
             generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
             output_type="pil",
             **settings.call,
+            **guided(self.pipeline_class, settings.guidance, len(batch)),
             **(self._leads.arguments([request.record for request in batch], settings.guidance) if self._leads else {}),
         )
-        images: list[Any] = result.images
-        return images
+        return images_of(result, FRAME_RATE)

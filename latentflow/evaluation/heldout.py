@@ -74,7 +74,7 @@ def heldout_groups(split: EncodedSplit, device: torch.device, dtype: torch.dtype
     def group(bucket: int, rows: Tensor) -> Group:
         def read(chosen: Tensor) -> tuple[Tensor, Condition]:
             samples = split.samples(bucket, rows[chosen])
-            return samples.latents.to(device, dtype), samples.condition.to(device, dtype)
+            return samples.latents.to(device, dtype), samples.condition.begun(samples.latents).to(device, dtype)
 
         return Group(len(rows), split.buckets[bucket].shape, read)
 

@@ -45,7 +45,7 @@ With diffusers alone, in this folder:
 import torch
 from diffusers import DiffusionPipeline
 {imports}pipe = DiffusionPipeline.from_pretrained(".")
-picture = pipe("{prompt}", {call}, generator=torch.Generator("cpu").manual_seed(0)).images[0]
+picture = pipe("{prompt}", {call}, generator=torch.Generator("cpu").manual_seed(0)).{drawn}
 ```
 
 The three give the same picture for the same seed.
@@ -91,7 +91,8 @@ def model_card(package: "Package", carries_code: bool) -> str:
         what=_what(package),
         prompt="red heart",
         imports=_CARRIED if carries_code else "",
-        call=_call(generation),
+        call=_call(generation, model.pipeline_class),
+        drawn="frames[0]" if "num_frames" in generation.get("call", {}) else "images[0]",
         data=_data(lineage, "\n\n"),
         metrics=_table(("figure", "value"), {key: f"{value:.6g}" for key, value in sorted(evaluation.metrics.items())}),
         protocol=_table(("protocol", ""), {key: _cell(value) for key, value in package.protocol.items()}),
@@ -153,10 +154,12 @@ def _cell(value: Any) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _call(generation: dict[str, Any]) -> str:
+def _call(generation: dict[str, Any], pipeline: str) -> str:
+    from latentflow.registry.pyfunc_model import guided
+
     named = {
         "num_inference_steps": generation["steps"],
-        "guidance_scale": generation["guidance"],
+        **guided(pipeline, generation["guidance"], prompts=1),
         "height": generation["height"],
         "width": generation["width"],
         **generation.get("call", {}),

@@ -27,6 +27,7 @@ import diffusers
 import mlflow
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
+import PIL.Image
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
@@ -42,9 +43,33 @@ SAMPLERS, IP_ADAPTER = "samplers", "ip_adapter"
 DTYPES = ("float32", "float16", "bfloat16")
 # What a request may ask for at most, so that one of a thousand users cannot stop the server for the others.
 MOST_STEPS, MOST_TIMES_LARGER, LARGEST_SEED = 1000, 4, 2**63 - 1
+# At which clips are shown whose pipeline is told no rate; Wan's are of so many frames per second.
+FRAME_RATE = 16
 # Of one step this pipeline believes that its model was distilled to draw in one, and asks the scheduler for what only
 # those models' schedulers have.
 _FEWEST_STEPS = {"PixArtAlphaPipeline": 2}
+
+
+def guided(pipeline: str, scale: float, prompts: int) -> dict[str, Any]:
+    """What the call of a pipeline of that class is given so that it is guided by ``scale``, of which 1 is none."""
+    if pipeline == "QwenImagePipeline":  # It contrasts only with captions that are given, one for each prompt.
+        return {"true_cfg_scale": scale, "negative_prompt": [""] * prompts}
+    if pipeline == "ZImagePipeline":  # It adds the contrast to the conditional answer.
+        return {"guidance_scale": scale - 1}
+    return {"guidance_scale": scale}
+
+
+def images_of(result: Any, frame_rate: float) -> list[Image]:
+    """What a pipeline drew, as PIL has it: a clip is one picture of several frames, of which the first is seen."""
+    if hasattr(result, "images"):
+        return list(result.images)
+    return [_animated(frames, 1000 / frame_rate) for frames in result.frames]
+
+
+def _animated(frames: list[Image], milliseconds: float) -> Image:
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format="PNG", save_all=True, append_images=frames[1:], duration=milliseconds)
+    return PIL.Image.open(buffer)
 
 
 class Wish(NamedTuple):
@@ -137,7 +162,8 @@ class Painter:
         self.pipeline = open_pipeline(folder, device, dtype, trust_code)
         called_with = inspect.signature(self.pipeline.__call__).parameters
         # Where guidance is a number that the model is told, a second scale, which stays at 1, is for negative prompts.
-        self._takes_negative = "negative_prompt" in called_with and "true_cfg_scale" not in called_with
+        told = "true_cfg_scale" in called_with and "true_cfg_scale" not in guided(type(self.pipeline).__name__, 1.0, 1)
+        self._takes_negative = "negative_prompt" in called_with and not told
         self.schedulers = {self.defaults.get("sampler", ""): self.pipeline.scheduler}
         self._lock = threading.Lock()
 
@@ -152,23 +178,23 @@ class Painter:
     def paint(self, wish: Wish, settings: Mapping[str, Any]) -> Image:
         """One picture. The noise is drawn on the CPU, so a GPU starts from the same."""
         self._check_size(settings)
-        call = dict(settings["call"]) | self._led(wish)
+        guidance = guided(type(self.pipeline).__name__, settings["guidance"], prompts=1)
+        call = {**settings["call"], **guidance, **self._led(wish)}
         if wish.negative_prompt:
             call["negative_prompt"] = self._negative(wish, settings)
         with self._lock:
             self.pipeline.register_modules(scheduler=self._scheduler(settings["sampler"]))
             try:
-                image: Image = self.pipeline(
+                result = self.pipeline(
                     prompt=wish.prompt,
                     num_inference_steps=settings["steps"],
-                    guidance_scale=settings["guidance"],
                     height=settings["height"],
                     width=settings["width"],
                     generator=torch.Generator("cpu").manual_seed(settings["seed"]),
                     output_type="pil",
                     **call,
-                ).images[0]
-                return image
+                )
+                return images_of(result, call.get("frame_rate", FRAME_RATE))[0]
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -273,9 +299,9 @@ def _quiet() -> Iterator[None]:
 
 
 def to_png(image: Image) -> bytes:
-    """A picture as PNG bytes."""
+    """A picture as PNG bytes, a clip as those of an animated one."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", save_all=getattr(image, "is_animated", False))
     return buffer.getvalue()
 
 

@@ -201,6 +201,8 @@ def _evaluate(params: EvaluateParams, sources: _Sources, weights: dict[str, str]
     networks = Networks.load(params.weights)
     heldout, doubts = _heldout(sources, record_set, params)
     case = Case(Artist(pipeline, settings, leads), plan, record_set, heldout, networks, weights, params, VERSION)
+    if settings.call.get("num_frames", 1) > 1:
+        doubts = [*doubts, "Of clips only the first frame is drawn and compared; the held-out loss is of whole clips."]
     findings = judge(case)
     for doubt in doubts:
         log.warning("%s: %s", pipeline, doubt)
@@ -225,7 +227,13 @@ def _check_dials(pipeline: Path, params: EvaluateParams) -> None:
     from latentflow.denoisers.schedulers import check_sampler
     from latentflow.registry.pyfunc_model import fewest_steps
 
-    check_sampler(family_of(pipeline), params.sampler)
+    family = family_of(pipeline)
+    if family.led_by_frame:
+        raise LatentflowError(
+            f"{pipeline}: a {family.pipeline_class} draws from a first frame too, and evaluation draws from captions "
+            "alone; go by the held-out loss and the sample grids of train."
+        )
+    check_sampler(family, params.sampler)
     least = fewest_steps(pipeline)
     if min([params.steps, *params.grid.steps]) < least:
         raise LatentflowError(

@@ -141,8 +141,10 @@ def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest, mo
         )
     _check_captions(model, manifest)
     _check_shapes(model, inputs.diffusion, manifest)
-    from latentflow.denoisers import check_images, family_for, start_digest
+    from latentflow.denoisers import check_images, check_vae, family_for, start_digest
+    from latentflow.encoders.vae import shape_of
 
+    check_vae(model, shape_of(sources.autoencoder_folder))
     if inputs.train.adapter.by_images:
         images = _images(manifest, sources.autoencoder_folder)
         check_images(inputs.train.adapter, family_for(model), images)
@@ -382,13 +384,14 @@ def _observed(
 def _painter(encoded: "EncodedSet", autoencoder: Path, work: Path, run: "Run") -> "Callable[[Tensor, int], None]":
     """What decodes latents of the fixed captions into a sheet, on disk and in the run."""
     from latentflow.encoders import vae as vae_room
-    from latentflow.pictures import grid, to_image
+    from latentflow.pictures import grid, to_image, to_strip
 
     vae = vae_room.load_from(autoencoder)
 
     def paint(latents: "Tensor", step: int) -> None:
-        pictures = [to_image(one) for one in vae_room.decode(vae, latents)]
-        sheet = grid(pictures, columns=4, scale=max(1, 128 // encoded.manifest.resolution))
+        drawn = vae_room.decode(vae, latents)
+        pictures = [to_strip(one) if one.ndim == 4 else to_image(one) for one in drawn]
+        sheet = grid(pictures, columns=1 if drawn.ndim == 5 else 4, scale=max(1, 128 // encoded.manifest.resolution))
         path = work / "samples" / f"step-{step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)

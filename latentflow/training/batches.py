@@ -147,7 +147,7 @@ class Batches:
         if samples.image is not None:
             unseen = torch.rand(size, generator=step_generator(params.seed, "image", step))
             samples.image[(unseen < params.adapter.image_dropout)[mine]] = 0
-        condition = samples.condition.each(lambda told: told.float() if told.is_floating_point() else told)
+        condition = samples.condition.begun(x0).each(lambda told: told.float() if told.is_floating_point() else told)
         return Batch(x0, noise[mine], sigma[mine], condition, drop[mine], samples.extra)
 
     def ids(self, step: int) -> list[str]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from latentflow.data.encoded import IMAGE_ENCODER
 from latentflow.denoisers import DIFFUSION, trained_with
-from latentflow.denoisers.families import GENERATION, LED_BY, TOLD
+from latentflow.denoisers.families import FRAMES, GENERATION, LED_BY, TOLD
 from latentflow.denoisers.family import NewFamily
 from latentflow.denoisers.ip_adapter import FOLDER as IP_ADAPTER
 from latentflow.denoisers.schedulers import put_scheduler, scheduler_for, scheduler_of
@@ -94,6 +94,7 @@ def _put_into(base: Path, job: Job, model: nn.Module, autoencoder: Path, folder:
     for name, part in parts.items():
         part.save_pretrained(folder / name, safe_serialization=True)
         index[name] = ["diffusers", type(part).__name__]
+    index["vae"] = ["diffusers", vae_room.class_of(autoencoder)]
     write_json(folder / INDEX, index | {"_class_name": family.pipeline_class})
 
 
@@ -107,14 +108,17 @@ def _learnt_with(base: Path) -> Diffusion | None:
 
 def _write_how(job: Job, folder: Path) -> None:
     """What training, evaluation and drawing must agree on."""
-    manifest = job.encoded.manifest
+    manifest, family = job.encoded.manifest, job.denoiser.family
     generation: dict[str, Any] = {
         "height": manifest.resolution,
         "width": manifest.resolution,
-        "call": job.denoiser.family.call_arguments(manifest.max_tokens),
+        "call": family.call_arguments(manifest.max_tokens),
     }
     if job.denoiser.family.led_by:
         generation[LED_BY] = job.denoiser.family.led_by
+    if family.clips:
+        frames = manifest.latent_shape[1] if len(manifest.latent_shape) == 4 else 1
+        generation["call"][FRAMES] = vae_room.shape_of(folder).lengthened(frames)
     if job.denoiser.guidance is not None:
         generation[TOLD] = job.denoiser.guidance
     write_json(folder / DIFFUSION, job.diffusion.to_json())

@@ -9,7 +9,7 @@ from latentflow import devices
 from latentflow.data.condition import Condition
 from latentflow.data.encoded import EncodedSet
 from latentflow.denoisers import Denoiser
-from latentflow.diffusion import Diffusion, Guidance, sample
+from latentflow.diffusion import Diffusion, sample
 from latentflow.evaluation.heldout import HeldoutLoss, heldout_groups, heldout_loss, heldout_sigmas
 from latentflow.params import TrainParams
 from latentflow.training.parallel import Parallel
@@ -49,10 +49,9 @@ class Preview:
 
     @torch.no_grad()
     def pictures(self) -> Tensor:
-        """Latents (n, c, h, w) of the fixed captions, on the CPU; of held-out records where images lead."""
-        shape = self._encoded.manifest.latent_shape
+        """Latents, such as (n, c, h, w), of the fixed captions, on the CPU; of held-out records where images lead."""
+        shape, prompts = self._prompts()
         generator = devices.step_generator(self._params.seed, "samples", 0)
-        prompts = self._led() if self._params.adapter.by_images else self._encoded.prompts
         noise = torch.randn((len(prompts), *shape), generator=generator)
         prompts = prompts.to(self._device, self._dtype)
         empty = prompts.contrast(self._encoded.empty.to(self._device, self._dtype))
@@ -60,16 +59,24 @@ class Preview:
         scale = self._params.sample_guidance
         if self._denoiser.guidance is not None:
             prompts, empty = (one.guided(scale) for one in (prompts, empty))
-        if not self._denoiser.family.contrasts:
-            scale = 1.0
 
         def predict(xt: Tensor, sigma: Tensor, told: Sequence[Tensor]) -> Tensor:
             return self._predict(xt, sigma, prompts.filled(told))
 
-        guided = Guidance(scale)(predict, prompts.tensors(), empty.tensors())
+        guided = self._denoiser.family.guidance(scale)(predict, prompts.tensors(), empty.tensors())
         steps = self._diffusion.steps or SAMPLE_STEPS
         sigmas = self._diffusion.sigmas(steps, self._denoiser.tokens(shape))
         return sample(self._denoiser.definition, guided, noise.to(self._device, self._dtype), sigmas).float().cpu()
+
+    def _prompts(self) -> tuple[tuple[int, ...], Condition]:
+        """The shape of the latents, and the fixed captions with what else their pictures are led by."""
+        prompts, shape = self._encoded.prompts, tuple(self._encoded.manifest.latent_shape)
+        if self._params.adapter.by_images:
+            return shape, self._led()
+        if self._denoiser.family.led_by_frame:
+            clips = self._clips(len(prompts))
+            return tuple(clips.shape[1:]), prompts.begun(clips)
+        return shape, prompts
 
     def _led(self) -> Condition:
         """The first held-out records of square pictures, as many as there are fixed captions."""
@@ -80,6 +87,11 @@ class Preview:
             return encoded.prompts.each(lambda rows: rows[:0])
         rows = torch.arange(min(len(encoded.prompts), split.buckets[bucket].count))
         return split.samples(bucket, rows).condition
+
+    def _clips(self, count: int) -> Tensor:
+        """Latents of so many held-out clips of one size, again from the first where there are fewer."""
+        split = self._encoded.split("validation")
+        return split.samples(0, torch.arange(count) % split.buckets[0].count).latents.float()
 
     def _predict(self, xt: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         self._look()

@@ -99,6 +99,30 @@ def test_widths_that_do_not_fit_and_a_new_denoiser_with_several_text_models(
         check_together(named(made["xl"], folder, made["xl"]))
 
 
+def test_clips_are_for_pipelines_that_draw_clips_with_a_vae_of_clips(tmp_path: Path, made: dict[str, Path]) -> None:
+    wan = CHECKPOINTS["wan"].write(tmp_path / "wan")
+    for frames in (0, 5):
+        check_together(clipped(named(wan, wan, wan), frames))
+    with pytest.raises(LatentflowError, match=r"^model\.pretrained: a StableDiffusionPipeline draws .* 5x8x8; .*Wan"):
+        check_together(clipped(named(made["sd"], made["sd"], made["sd"]), 5))
+    with pytest.raises(LatentflowError, match=r"^model\.pretrained: a WanPipeline draws clips, and the autoencoder k"):
+        check_together(named(made["sd"], wan, wan))
+    led = CHECKPOINTS["wan-from-frame"].write(tmp_path / "led")
+    check_together(clipped(named(led, led, led), 5))
+    with pytest.raises(LatentflowError, match=r"goes on from the first frame of a clip, and a picture is no clip"):
+        check_together(named(led, led, led))
+    older = copied(led, tmp_path / "older", "model_index.json", expand_timesteps=False)
+    with pytest.raises(LatentflowError, match=r"takes the first frame as channels and by an image encoder, as Wan"):
+        check_together(clipped(named(older, older, older), 5))
+    both = copied(wan, tmp_path / "both", "model_index.json", boundary_ratio=0.875)
+    with pytest.raises(LatentflowError, match=r"^model\.pretrained: .* is one of two, of which transformer_2 draws at"):
+        check_together(named(both, both, both))
+
+
+def clipped(params: Params, frames: int) -> Params:
+    return params.model_copy(update={"encode": params.encode.model_copy(update={"clip_frames": frames})})
+
+
 def copied(pipeline: Path, copy: Path, file: str, **values: object) -> Path:
     shutil.copytree(pipeline, copy)
     (copy / file).write_text(json.dumps(json.loads((copy / file).read_text()) | values))
@@ -188,6 +212,15 @@ def test_a_long_caption_is_counted_for_each_text_model(made: dict[str, Path]) ->
     assert source.lengths == {"text_encoder": 77, "text_encoder_2": 77, "text_encoder_3": 12}
     assert source.cut(["red " * 20, "red"]) == {"text_encoder": 0, "text_encoder_2": 0, "text_encoder_3": 1}
     assert source.cut(["red " * 90]) == {"text_encoder": 1, "text_encoder_2": 1, "text_encoder_3": 1}
+
+
+def test_what_frames_a_caption_counts_but_for_what_is_left_out(tmp_path: Path) -> None:
+    folder = CHECKPOINTS["qwen-image"].write(tmp_path)
+    source = captions.find(named(folder, folder, folder, tokens=12).encode)
+    assert isinstance(source, captions.OfPipeline)
+    # Five tokens follow the caption; 34, which nobody reads, come before it.
+    assert source.cut(["x" * 7]) == {"text_encoder": 0}
+    assert source.cut(["x" * 8]) == {"text_encoder": 1}
 
 
 @pytest.mark.parametrize(

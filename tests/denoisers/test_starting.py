@@ -163,7 +163,11 @@ def test_weights_that_are_not_whole_are_refused(pipelines: dict[str, Path], tmp_
         ("pixart", [(4, 3, 6)], r"model\.pixart\.patch_size 2 does not divide latents of 3x6"),
         ("auraflow", [(4, 8, 8), (4, 4, 8)], "model.denoiser: auraflow trains on pictures of one size"),
         ("auraflow", [(4, 4, 8)], "model.denoiser: auraflow trains on pictures of one size, a square"),
-        ("unet", [(4, 3, 8, 8)], "no denoiser here trains on clips yet"),
+        (
+            "unet",
+            [(4, 3, 8, 8)],
+            r"draws pictures, and encode\.clip_frames .*3x8x8.*: WanPipeline, LTXP",
+        ),
     ],
 )
 def test_latents_that_a_new_denoiser_cannot_take_are_refused(

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 import trainings
-from checkpoints import SIDE, Tiny
+from checkpoints import Tiny
 from diffusers import DiffusionPipeline
 from encoding import PARAMS, make_records, write_pictures
+from ingest_helpers import clip
 from PIL import Image
 from torch import Tensor
-from tuning import GUIDANCE, PROMPTS, conditions, noise, opened, started
+from tuning import GUIDANCE, PROMPTS, called, conditions, noise, opened, packed, started
 
 from latentflow import denoisers
 from latentflow.data.encoded import EncodedSet
-from latentflow.denoisers.packing import pack
+from latentflow.denoisers.families import family_of
 from latentflow.denoisers.schedulers import scheduler_of
 from latentflow.diffusion import SAMPLERS
 from latentflow.errors import LatentflowError
@@ -33,6 +34,7 @@ from latentflow.generation.orders import Dials, Order
 from latentflow.manifest import EncodedManifest, EvaluationManifest
 from latentflow.params import EvaluateInputs, EvaluateParams, RegisterInputs, for_step, load
 from latentflow.registry.pulling import Pulled, pull
+from latentflow.registry.pyfunc_model import guided
 from latentflow.steps import autoencoder, encode, evaluate, register, train
 
 pytestmark = pytest.mark.slow
@@ -45,28 +47,32 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], local_files_only=True)
 torch.set_num_threads(1)
 call = json.loads(sys.argv[2])
-pipeline(**call, generator=torch.Generator("cpu").manual_seed(3)).images[0].save(sys.argv[3])
+drawn = pipeline(**call, generator=torch.Generator("cpu").manual_seed(3))
+(drawn.images[0] if hasattr(drawn, "images") else drawn.frames[0][0]).save(sys.argv[3])
 """
 
 
 @pytest.fixture(scope="module")
 def world(folder: Path, tiny: Tiny, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """100 steps of LoRA through the steps of the pipeline, on one picture with two captions; nothing but the checkpoint
-    is named.
+    """100 steps of LoRA through the steps of the pipeline, on one picture or clip with two captions; nothing but the
+    checkpoint is named.
     """
     root = tmp_path_factory.mktemp("world")
-    pictures = write_pictures(root / "pictures", 1, captions=PROMPTS).joinpath("000.png").read_bytes()
+    picture = write_pictures(root / "one", 1) / "000.png"
+    media = clip(tiny.frames, fps=25) if tiny.frames else picture.read_bytes()
+    (root / "media").mkdir()
     rows = []
     for number in range(16):
-        (root / "pictures" / f"{number:03d}.png").write_bytes(pictures)
-        rows.append(json.dumps({"file_name": f"{number:03d}.png", "text": PROMPTS[number % 2]}) + "\n")
-    (root / "pictures" / "metadata.jsonl").write_text("".join(rows))
+        file = f"{number:03d}.{'mp4' if tiny.frames else 'png'}"
+        (root / "media" / file).write_bytes(media)
+        rows.append(json.dumps({"file_name": file, "text": PROMPTS[number % 2]}) + "\n")
+    (root / "media" / "metadata.jsonl").write_text("".join(rows))
     shutil.copy(empty_store, root / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LATENTFLOW_STORE", str(root / "store"))
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
         patch.chdir(root)
-        records = make_records(root / "pictures", root / "records")
+        records = make_records(root / "media", root / "records")
         params = load(PARAMS, [f"{name}={json.dumps(value)}" for name, value in settings(folder, tiny).items()])
         autoencoder.run(for_step(params, "autoencoder"), records, root / "autoencoder")
         encode.run(for_step(params, "encode"), records, root / "autoencoder", root / "encoded")
@@ -79,7 +85,8 @@ def settings(folder: Path, tiny: Tiny) -> dict[str, object]:
     checkpoint = dict.fromkeys(("autoencoder.pretrained", "encode.text_encoder", "model.pretrained"), str(folder))
     few = {f"train.{name}": value for name, value in trainings.FEW.items()}
     return checkpoint | few | {
-        "autoencoder.resolution": SIDE,
+        "autoencoder.resolution": tiny.side,
+        "encode.clip_frames": tiny.frames,
         "encode.max_tokens": tiny.tokens,
         "encode.sample_prompts": [PROMPTS[0]],
         "train.adapter.kind": "lora",
@@ -98,19 +105,16 @@ def settings(folder: Path, tiny: Tiny) -> dict[str, object]:
 
 
 def drawn(pipeline: DiffusionPipeline, tiny: Tiny, **more: object) -> Tensor:
-    start = noise(tiny.channels)[:1]
-    start = pack(start) if tiny.packed else start
-    return pipeline(
-        prompt=PROMPTS[0], num_inference_steps=2, guidance_scale=GUIDANCE, latents=start,
-        height=SIDE, width=SIDE, output_type="latent", **tiny.call, **more,
-    ).images  # fmt: skip
+    guidance = guided(type(pipeline).__name__, GUIDANCE, 1)
+    start = packed(noise(tiny)[:1], tiny, noise(tiny, seed=4)[:1, :, :1] if tiny.led else None)
+    return called(pipeline, tiny, prompt=PROMPTS[0], num_inference_steps=2, latents=start, **guidance, **more)
 
 
 def test_a_hundred_steps_of_lora_lower_the_loss(world: Path, folder: Path, tiny: Tiny) -> None:
     split = EncodedSet.open(world / "encoded").split("validation")
     groups = heldout_groups(split, torch.device("cpu"))
     after = denoisers.load(world / "model" / "pipeline")
-    before = replace(after, model=started(folder, conditions(folder, tiny, PROMPTS)[1]).model)
+    before = replace(after, model=started(folder, tiny, conditions(folder, tiny, PROMPTS)[1]).model)
     sigmas = heldout_sigmas(after.definition)
     first, last = (heldout_loss(one.predict, groups, one.definition, sigmas, 0, 40).mean for one in (before, after))
     assert last < 0.98 * first
@@ -151,13 +155,15 @@ def test_the_delivered_pipeline_is_the_checkpoint_with_the_adapter_merged(
 
 def test_evaluation_draws_with_what_was_delivered(world: Path, folder: Path, tiny: Tiny) -> None:
     delivered = world / "model" / "pipeline"
+    if tiny.led:
+        pytest.skip("nothing tells evaluation what a clip is to begin with")
     drawn_by = Artist(delivered, Settings.read(delivered, "euler", 2, GUIDANCE))
-    assert drawn_by.draw([Request(PROMPTS[0], 0)], 1).pictures.shape == (1, 3, SIDE, SIDE)
+    assert drawn_by.draw([Request(PROMPTS[0], 0)], 1).pictures.shape == (1, 3, tiny.side, tiny.side)
     own = DiffusionPipeline.from_pretrained(folder, local_files_only=True).scheduler
     if own.config.get("use_dynamic_shifting"):
         assert scheduler_of(delivered, "euler").config == own.config
-    if tiny.packed:
-        with pytest.raises(LatentflowError, match=r"evaluate\.sampler heun: a FluxPipeline lays out its own"):
+    if family_of(delivered).lays_out_sigmas:
+        with pytest.raises(LatentflowError, match=r"evaluate\.sampler heun: a \w+ lays out its own"):
             scheduler_of(delivered, "heun")
     else:
         assert scheduler_of(delivered, "heun").config.sampler == "heun"
@@ -207,8 +213,10 @@ def judging() -> EvaluateParams:
 
 
 @pytest.fixture(scope="module")
-def registered(world: Path, judging: EvaluateParams) -> Path:
+def registered(world: Path, tiny: Tiny, judging: EvaluateParams) -> Path:
     """The fine-tuned model, judged, registered and pulled."""
+    if tiny.led:
+        pytest.skip("nothing tells evaluation what a clip is to begin with")
     evaluated = evaluate.run(
         EvaluateInputs(evaluate=judging), world / "model", world / "encoded", world / "records", world / "evaluation"
     )
@@ -221,16 +229,22 @@ def registered(world: Path, judging: EvaluateParams) -> Path:
     return pull("models:/tuned/1", world / "pulled")
 
 
-def test_a_registered_model_draws_in_plain_diffusers_without_latentflow(registered: Path, tmp_path: Path) -> None:
+def test_a_registered_model_draws_in_plain_diffusers_without_latentflow(
+    registered: Path, tiny: Tiny, tmp_path: Path
+) -> None:
     """In a process in which latentflow cannot be imported; the picture is the one that latentflow draws."""
     saved = json.loads((registered / "generation.json").read_text())
-    call = {
-        "prompt": PROMPTS[0],
-        "num_inference_steps": saved["steps"],
-        "guidance_scale": saved["guidance"],
-        "height": saved["height"],
-        "width": saved["width"],
-    } | saved["call"]
+    call = (
+        {
+            "prompt": PROMPTS[0],
+            "output_type": "pil",
+            "num_inference_steps": saved["steps"],
+            "height": saved["height"],
+            "width": saved["width"],
+        }
+        | saved["call"]
+        | guided(family_of(registered).pipeline_class, saved["guidance"], 1)
+    )
     done = subprocess.run(
         [sys.executable, "-c", PLAIN, registered, json.dumps(call), tmp_path / "plain.png"],
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
@@ -240,28 +254,31 @@ def test_a_registered_model_draws_in_plain_diffusers_without_latentflow(register
     )
     assert done.returncode == 0, done.stderr
     ours = Model(Pulled("tuned", registered)).draw(Order(PROMPTS[0], 3), Dials())
+    assert getattr(ours, "n_frames", 1) == max(1, tiny.frames)
     assert np.abs(np.asarray(Image.open(tmp_path / "plain.png")).astype(int) - np.asarray(ours)).max() <= 1
 
 
-def test_a_registered_model_draws_by_every_sampler_that_it_offers(registered: Path, tiny: Tiny) -> None:
+def test_a_registered_model_draws_by_every_sampler_that_it_offers(registered: Path) -> None:
     model = Model(Pulled("tuned", registered))
-    assert model.samplers() == (["euler"] if tiny.packed else ["euler", *sorted({*SAMPLERS} - {"euler"})])
-    assert not (registered / "samplers").exists() or not tiny.packed
+    single = family_of(registered).lays_out_sigmas
+    assert model.samplers() == (["euler"] if single else ["euler", *sorted({*SAMPLERS} - {"euler"})])
+    assert not (registered / "samplers").exists() or not single
     for sampler in model.samplers():
         model.draw(Order(PROMPTS[0], 3), Dials(sampler=sampler, steps=1))
-    if tiny.packed:
+    if single:
         with pytest.raises(LatentflowError, match="sampler is 'heun': it must be one of euler"):
             model.draw(Order(PROMPTS[0], 3), Dials(sampler="heun"))
 
 
 def test_other_sizes_and_negative_prompts(registered: Path, tiny: Tiny) -> None:
+    wide = tiny.side + tiny.step
     model = Model(Pulled("tuned", registered))
-    assert model.draw(Order(PROMPTS[0], 3), Dials(width=SIDE + 8)).size == (SIDE + 8, SIDE)
-    with pytest.raises(LatentflowError, match=r"tuned cannot draw: .*36"):
-        model.draw(Order(PROMPTS[0], 3), Dials(width=SIDE + 4))
+    assert model.draw(Order(PROMPTS[0], 3), Dials(width=wide)).size == (wide, tiny.side)
+    with pytest.raises(LatentflowError, match=rf"tuned cannot draw: .*{tiny.side + 4}"):
+        model.draw(Order(PROMPTS[0], 3), Dials(width=tiny.side + 4))
     unwanted = Order(PROMPTS[0], 3, "sun")
-    if tiny.packed:
-        with pytest.raises(LatentflowError, match="a FluxPipeline takes no negative prompt"):
+    if family_of(registered).pipeline_class.startswith("Flux"):
+        with pytest.raises(LatentflowError, match=r"a Flux\w*Pipeline takes no negative prompt"):
             model.draw(unwanted, Dials())
     else:
         drawings = [model.draw(order, Dials()) for order in (Order(PROMPTS[0], 3), unwanted)]
@@ -277,12 +294,23 @@ def test_a_pulled_model_is_judged_on_the_set_as_when_it_was_trained(
     assert again["heldout_loss"] == pytest.approx(first["heldout_loss"], rel=1e-6)
 
 
+def test_what_goes_on_from_a_first_frame_is_not_judged(world: Path, tiny: Tiny, judging: EvaluateParams) -> None:
+    if not tiny.led:
+        pytest.skip("it draws from captions alone")
+    with pytest.raises(
+        LatentflowError, match=r"a \w+ImageToVideoPipeline draws from a first frame too, and evaluation"
+    ):
+        evaluate.run(
+            EvaluateInputs(evaluate=judging), world / "model", world / "encoded", world / "records", world / "never"
+        )
+
+
 def test_a_sampler_that_does_not_fit_is_refused_before_anything_is_drawn(
     world: Path, tiny: Tiny, judging: EvaluateParams
 ) -> None:
-    if not tiny.packed:
-        pytest.skip("every sampler fits")
+    if tiny.led or not family_of(world / "model" / "pipeline").lays_out_sigmas:
+        pytest.skip("every sampler fits, or none is asked for")
     inputs = EvaluateInputs(evaluate=judging.model_copy(update={"sampler": "heun"}))
-    with pytest.raises(LatentflowError, match=r"^evaluate\.sampler heun: a FluxPipeline lays out its own σ"):
+    with pytest.raises(LatentflowError, match=r"^evaluate\.sampler heun: a \w+ lays out its own σ"):
         evaluate.run(inputs, world / "model", world / "encoded", world / "records", world / "never")
     assert not (world / "never").exists()

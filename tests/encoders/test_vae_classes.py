@@ -25,6 +25,14 @@ DC |= {"encoder_layers_per_block": (1, 1), "decoder_layers_per_block": (1, 1), "
 DC |= {"encoder_block_types": "ResBlock", "decoder_block_types": "ResBlock", "attention_head_dim": 4}
 
 
+LTX = {"latent_channels": 4, "block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8), "patch_size": 1}
+LTX |= {"spatio_temporal_scaling": (True, False), "decoder_spatio_temporal_scaling": (True, False)}
+LTX |= {"layers_per_block": (1, 1, 1), "decoder_layers_per_block": (1, 1, 1), "scaling_factor": 0.5}
+COG = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4, "layers_per_block": 1}
+COG |= {"down_block_types": ("CogVideoXDownBlock3D",) * 2, "up_block_types": ("CogVideoXUpBlock3D",) * 2}
+COG |= {"temporal_compression_ratio": 2}
+
+
 def scaled(latents: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
     """As Wan's and Qwen-Image's pipelines do."""
     shape = (1, 4, 1, 1, 1)
@@ -53,6 +61,14 @@ CASES: dict[str, tuple[str, dict[str, Any], LatentShape, Callable[[Any], torch.T
         LatentShape(4, 2, 2),
         lambda z: scaled(z, WAN["latents_mean"], WAN["latents_std"]),
     ),
+    "LTX": ("AutoencoderKLLTXVideo", LTX, LatentShape(4, 2, 2), lambda z: z * 0.5),
+    "LTX 0.9.1": (
+        "AutoencoderKLLTXVideo",
+        LTX | {"timestep_conditioning": True},
+        LatentShape(4, 2, 2),
+        lambda z: z * 0.5,
+    ),
+    "CogVideoX": ("AutoencoderKLCogVideoX", COG, LatentShape(4, 2, 2), lambda z: z * 1.15258426),
 }
 
 
@@ -75,6 +91,11 @@ def raw(vae: ModelMixin, pixels: torch.Tensor) -> torch.Tensor:
     raise AssertionError(found)
 
 
+def no_noise_left(vae: ModelMixin) -> list[torch.Tensor]:
+    """What LTX-Video's later VAEs are told besides."""
+    return [torch.zeros(2)] if vae.config.get("timestep_conditioning") else []
+
+
 def test_latents_are_in_the_denoisers_scale_and_come_back(case: tuple[Path, str]) -> None:
     folder, name = case
     _, _, shape, scale = CASES[name]
@@ -88,14 +109,55 @@ def test_latents_are_in_the_denoisers_scale_and_come_back(case: tuple[Path, str]
     torch.testing.assert_close(latents.unsqueeze(2) if shape.frames else latents, wanted)
     assert (logvar is None) == (name in ("tiny", "DC"))
     with torch.no_grad():
-        decoded = vae.decode(raw(vae, clip)).sample.clamp(-1, 1)
+        decoded = vae.decode(raw(vae, clip), *no_noise_left(vae)).sample.clamp(-1, 1)
     torch.testing.assert_close(
         vae_room.decode(vae, latents), decoded.squeeze(2) if shape.frames else decoded, atol=1e-5, rtol=1e-4
     )
 
 
+def test_clips_are_encoded_as_a_whole_or_frame_by_frame_and_come_back(case: tuple[Path, str]) -> None:
+    folder, name = case
+    _, _, shape, scale = CASES[name]
+    vae = vae_room.load_from(folder)
+    pixels = torch.rand((2, 3, 5, 8, 12), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    if not shape.frames:
+        latents = vae_room.encode(vae, pixels.transpose(1, 2).flatten(0, 1)).unflatten(0, (2, 5)).transpose(1, 2)
+        decoded = vae_room.decode(vae, latents)
+        assert decoded.shape == pixels.shape
+        torch.testing.assert_close(decoded[:, :, 3], vae_room.decode(vae, latents[:, :, 3]), atol=1e-5, rtol=1e-4)
+        return
+    latents = vae_room.encode(vae, pixels)
+    assert latents.shape == (2, 4, shape.shortened(5), 4, 6)
+    assert shape.lengthened(shape.shortened(5)) == 5
+    torch.testing.assert_close(latents, scale(raw(vae, pixels)))
+    with torch.no_grad():
+        decoded = vae.decode(raw(vae, pixels), *no_noise_left(vae)).sample.clamp(-1, 1)
+    torch.testing.assert_close(vae_room.decode(vae, latents), decoded, atol=1e-5, rtol=1e-4)
+    if name != "CogVideoX":  # Its norms see all frames.
+        torch.testing.assert_close(latents[:, :, 0], vae_room.encode(vae, pixels[:, :, 0]), atol=1e-5, rtol=1e-4)
+
+
+def test_the_latents_of_flux_2_are_packed_and_whitened_as_its_pipeline_does(tmp_path: Path) -> None:
+    vae = diffusers.AutoencoderKLFlux2(**KL)
+    vae.bn.running_mean.copy_(0.1 * torch.arange(16))
+    vae.bn.running_var.copy_(1 + 0.2 * torch.arange(16))
+    vae.save_pretrained(tmp_path / "vae")
+    assert vae_room.shape_of(tmp_path) == LatentShape(16, 4)
+    loaded = vae_room.load_from(tmp_path)
+    pixels = torch.rand((2, 3, 8, 12), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    pipeline = diffusers.Flux2KleinPipeline(None, vae.eval(), None, None, None)
+    with torch.no_grad():
+        wanted = pipeline._encode_vae_image(pixels, torch.Generator())
+        decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+    latents, logvar = vae_room.posterior(loaded, pixels)
+    torch.testing.assert_close(latents, wanted)
+    assert logvar is not None
+    assert logvar.shape == latents.shape == (2, 16, 2, 3)
+    torch.testing.assert_close(vae_room.decode(loaded, latents), decoded, atol=1e-5, rtol=1e-4)
+
+
 def test_an_unknown_class_is_refused_with_what_is_known() -> None:
-    with pytest.raises(LatentflowError, match="the VAE is a VQModel, not one of AutoencoderKL, AutoencoderTiny"):
+    with pytest.raises(LatentflowError, match="the VAE is a VQModel, not one of AutoencoderKL, AutoencoderKLFlux2"):
         latent_shape({"_class_name": "VQModel"})
 
 
