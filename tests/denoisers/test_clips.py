@@ -10,8 +10,7 @@ from checkpoints import CHECKPOINTS
 from encoding import PARAMS, make_records, write_pictures
 from ingest_helpers import clip
 from PIL import Image
-from test_tuned import settings
-from tuning import opened
+from tuning import opened, settings
 
 from latentflow.manifest import EncodedManifest
 from latentflow.params import for_step, load

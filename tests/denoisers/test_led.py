@@ -22,10 +22,10 @@ from diffusers import (
 from encoding import PARAMS, make_records, write_pictures
 from PIL import Image
 from scripts import TIMESTEPS
-from test_checkpoints import GUIDANCE, PROMPTS, STEPS, conditions, noise, opened, settings, started
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from tuning import GUIDANCE, PROMPTS, conditions, noise, opened, settings, started
 
 from latentflow import denoisers
 from latentflow.data.condition import Condition
@@ -49,8 +49,9 @@ from latentflow.training.batches import Batch, Batches
 from latentflow.training.body import Body
 from latentflow.training.parallel import parallel
 
-WIDTH, FACTOR = 12, 4
+WIDTH, FACTOR, STEPS = 12, 4, 4
 FAMILIES = ("stable-diffusion-1.5", "stable-diffusion-2.1", "stable-diffusion-xl")
+TINY = CHECKPOINTS[FAMILIES[0]]  # whose latents have the same shape in all of them
 CONTROL = {
     "StableDiffusionPipeline": StableDiffusionControlNetPipeline,
     "StableDiffusionXLPipeline": StableDiffusionXLControlNetPipeline,
@@ -114,7 +115,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     root = tmp_path_factory.mktemp(name)
     folder, tower = CHECKPOINTS[name].write(root / "checkpoint"), build_tower(root / "tower")
     (told, captions), (empty, _) = (conditions(folder, CHECKPOINTS[name], [prompt]) for prompt in (PROMPTS[0], ""))
-    plain = started(folder, captions)
+    plain = started(folder, CHECKPOINTS[name], captions)
     denoiser = denoisers.lead(plain, adapter(kind), Images("edges", FACTOR, WIDTH), seed=0)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)
@@ -141,7 +142,7 @@ def saved(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_our_conditions_and_sampler_give_the_pipelines_latents(case: Case, saved: Path) -> None:
     pipeline, diffusion = case.pipeline(saved), denoisers.trained_with(case.folder)
-    start = noise(4)[:1]
+    start = noise(TINY, 1)
     tokens = case.denoiser.tokens(start.shape[1:])
     pipeline.register_modules(scheduler=to_diffusers(diffusion, "euler", tokens))
     assert case.told.control is not None
@@ -173,7 +174,7 @@ def test_our_conditions_and_sampler_give_the_pipelines_latents(case: Case, saved
 @torch.no_grad()
 def test_only_what_leads_is_read(case: Case) -> None:
     """Without a difference the comparison above would say little."""
-    xt, sigma, told = noise(4)[:1], torch.tensor(0.5), case.told
+    xt, sigma, told = noise(TINY, 1), torch.tensor(0.5), case.told
     assert told.control is not None
     assert told.image is not None
     others = {"control": replace(told, control=255 - told.control), "image": replace(told, image=-told.image)}
@@ -279,7 +280,7 @@ def drawn(pipeline: DiffusionPipeline, kind: str, **more: object) -> Tensor:
     pipeline.set_progress_bar_config(disable=True)
     shown = {"controlnet": {"image": picture()}, "ip_adapter": {"ip_adapter_image": picture()}, "": {}}[kind]
     return pipeline(
-        prompt=PROMPTS[0], num_inference_steps=2, guidance_scale=GUIDANCE, latents=noise(4)[:1],
+        prompt=PROMPTS[0], num_inference_steps=2, guidance_scale=GUIDANCE, latents=noise(TINY, 1),
         height=SIDE, width=SIDE, output_type="latent", **shown, **more,
     ).images  # fmt: skip
 
@@ -296,7 +297,9 @@ def loaded(kind: str, root: Path, pipeline: DiffusionPipeline) -> DiffusionPipel
 def test_some_steps_on_one_picture_lower_the_loss(world: tuple[str, str, Path]) -> None:
     kind, name, root = world
     after = denoisers.load(root / "model" / "pipeline")
-    plain = started(root / "checkpoint", conditions(root / "checkpoint", CHECKPOINTS[name], PROMPTS)[1])
+    plain = started(
+        root / "checkpoint", CHECKPOINTS[name], conditions(root / "checkpoint", CHECKPOINTS[name], PROMPTS)[1]
+    )
     before = denoisers.lead(plain, adapter(kind), Images("edges", FACTOR, WIDTH), trainings.settings().train.seed)
     groups = heldout_groups(EncodedSet.open(root / "encoded").split("validation"), torch.device("cpu"))
     sigmas = heldout_sigmas(after.definition)

@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import trainings
 from checkpoints import Tiny
 from diffusers import DiffusionPipeline
 from encoding import PARAMS, make_records, write_pictures
 from ingest_helpers import clip
 from PIL import Image
 from torch import Tensor
-from tuning import GUIDANCE, PROMPTS, called, conditions, noise, opened, packed, started
+from tuning import GUIDANCE, PROMPTS, called, conditions, noise, opened, packed, settings, started
 
 from latentflow import denoisers
 from latentflow.data.encoded import EncodedSet
@@ -79,29 +78,6 @@ def world(folder: Path, tiny: Tiny, empty_store: Path, tmp_path_factory: pytest.
         sources = train.Sources(root / "encoded", root / "autoencoder")
         train.run(for_step(params, "train"), sources, root / "model")
         yield root
-
-
-def settings(folder: Path, tiny: Tiny) -> dict[str, object]:
-    checkpoint = dict.fromkeys(("autoencoder.pretrained", "encode.text_encoder", "model.pretrained"), str(folder))
-    few = {f"train.{name}": value for name, value in trainings.FEW.items()}
-    return checkpoint | few | {
-        "autoencoder.resolution": tiny.side,
-        "encode.clip_frames": tiny.frames,
-        "encode.max_tokens": tiny.tokens,
-        "encode.sample_prompts": [PROMPTS[0]],
-        "train.adapter.kind": "lora",
-        "train.adapter.rank": 4,
-        "train.steps": 100,
-        "train.batch_size": 4,
-        "train.learning_rate": 0.003,
-        "train.caption_dropout": 0.1,
-        "train.ema_decay": 0.5,
-        "train.validate_every": 100,
-        "train.sample_every": 100,
-        "train.checkpoint_every": 100,
-        "train.log_every": 50,
-        "train.sigma_sampling": "uniform",
-    }  # fmt: skip
 
 
 def drawn(pipeline: DiffusionPipeline, tiny: Tiny, **more: object) -> Tensor:

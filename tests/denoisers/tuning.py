@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import trainings
 from checkpoints import Tiny
 from diffusers import DiffusionPipeline, WanImageToVideoPipeline, WanPipeline
 from diffusers.utils import is_ftfy_available
@@ -60,6 +61,30 @@ def started(folder: Path, tiny: Tiny, kind: Captions) -> denoisers.Denoiser:
     model = denoisers.start(params, list(tiny.latents), kind, seed=0).eval()
     told = GUIDANCE if family.told_guidance(config) else None
     return denoisers.Denoiser(family, model, denoisers.trained_with(folder).definition, told)
+
+
+def settings(folder: Path, tiny: Tiny) -> dict[str, object]:
+    """100 steps of LoRA on a tiny checkpoint."""
+    checkpoint = dict.fromkeys(("autoencoder.pretrained", "encode.text_encoder", "model.pretrained"), str(folder))
+    few = {f"train.{name}": value for name, value in trainings.FEW.items()}
+    return checkpoint | few | {
+        "autoencoder.resolution": tiny.side,
+        "encode.clip_frames": tiny.frames,
+        "encode.max_tokens": tiny.tokens,
+        "encode.sample_prompts": [PROMPTS[0]],
+        "train.adapter.kind": "lora",
+        "train.adapter.rank": 4,
+        "train.steps": 100,
+        "train.batch_size": 4,
+        "train.learning_rate": 0.003,
+        "train.caption_dropout": 0.1,
+        "train.ema_decay": 0.5,
+        "train.validate_every": 100,
+        "train.sample_every": 100,
+        "train.checkpoint_every": 100,
+        "train.log_every": 50,
+        "train.sigma_sampling": "uniform",
+    }  # fmt: skip
 
 
 def noise(tiny: Tiny, count: int = 2, seed: int = 2) -> Tensor:
