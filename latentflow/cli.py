@@ -374,7 +374,7 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto is a GPU where there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Import the definition that a model brings along, if it is not ours.")
+        bool, typer.Option("--trust-code", help="Import a definition or denoiser that a model brings along.")
     ] = False,
 ) -> None:
     """Draw pictures with a registered model; every PNG says how it was drawn."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from latentflow.errors import ParamsError
 
@@ -21,6 +21,10 @@ Precision = Literal["auto", "fp32", "bf16"]
 # No part of a file's or a metric's name.
 IdeaName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
+# A parameter of a constructor.
+OwnName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+
+DENOISERS = ("unet", "pixart", "auraflow")
 DEFINITIONS = ("flow", "ddpm_epsilon", "ddpm_v_prediction", "ddpm_sample", "trigonometric", "edm")
 
 
@@ -275,9 +279,12 @@ class AuraFlowParams(TransformerParams):
 
 
 class ModelParams(Section):
-    denoiser: Literal["unet", "pixart", "auraflow"] = Field(
-        description="what is made new: `unet` (UNet2DConditionModel), `pixart` (a DiT) or `auraflow` (an MMDiT)"
+    denoiser: str = Field(
+        pattern=rf"^({'|'.join(DENOISERS)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+        description="what is made new: `unet` (UNet2DConditionModel), `pixart` (a DiT), `auraflow` (an MMDiT), or a "
+        "class of your own as module:Class",
     )
+    own: dict[OwnName, JsonValue] = Field(description="what the constructor of a class of your own is given, by name")
     pretrained: str = Field(
         description="pipeline's folder, hub id or models:/NAME@ALIAS whose denoiser training begins with, whatever "
         "denoiser says; empty: random weights of the sizes below"
@@ -288,6 +295,36 @@ class ModelParams(Section):
     unet: UNetParams = Field(description="sizes of the UNet")
     pixart: TransformerParams = Field(description="sizes of the DiT")
     auraflow: AuraFlowParams = Field(description="sizes of the MMDiT")
+
+    @field_validator("denoiser")
+    @classmethod
+    def _module_is_there(cls, denoiser: str) -> str:
+        module, colon, _ = denoiser.partition(":")
+        if colon:
+            require_module(module)
+        return denoiser
+
+    @field_validator("own")
+    @classmethod
+    def _travels_unchanged(cls, own: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        return {name: _as_in_yaml(name, value) for name, value in own.items()}
+
+    @model_validator(mode="after")
+    def _own_needs_a_class(self) -> Self:
+        if self.own and ":" not in self.denoiser:
+            raise ValueError("own is for a class of your own: name it in denoiser as module:Class, or leave own empty")
+        return self
+
+
+def _as_in_yaml(name: str, value: JsonValue) -> JsonValue:
+    """Whole floats as integers, which Kubeflow makes floats of. Raises ValueError for null, which it cannot carry."""
+    if value is None:
+        raise ValueError(f"{name} is null; leave it out, and give it a default in the class")
+    if isinstance(value, list):
+        return [_as_in_yaml(name, one) for one in value]
+    if isinstance(value, dict):
+        return {key: _as_in_yaml(f"{name}.{key}", one) for key, one in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class AdapterParams(Section):
@@ -555,7 +592,7 @@ class Params(Section):
                 f"autoencoder.resolution {self.autoencoder.resolution} is not a multiple of encode.bucket_step "
                 f"{self.encode.bucket_step}"
             )
-        if self.model.denoiser != "unet" and not self.model.pretrained and not self.autoencoder.pretrained:
+        if self.model.denoiser in ("pixart", "auraflow") and not (self.model.pretrained or self.autoencoder.pretrained):
             patch = getattr(self.model, self.model.denoiser).patch_size
             side = self.autoencoder.resolution // 2 ** (len(self.autoencoder.channels) - 1)
             if side % patch:

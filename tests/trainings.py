@@ -39,6 +39,7 @@ MODEL = {
     "denoiser": "pixart",
     "pretrained": "",
     "guidance": 1.0,
+    "own": {},
     "unet": {"channels": [32], "attention": [True], "layers_per_block": 1, "head_dim": 8, "pooled_text": False},
     "pixart": {"layers": 3, "heads": 2, "head_dim": 16, "patch_size": 2},
     "auraflow": {"layers": 1, "single_layers": 1, "heads": 2, "head_dim": 16, "patch_size": 2},

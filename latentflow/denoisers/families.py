@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from latentflow.data.condition import Condition
@@ -21,6 +21,7 @@ from latentflow.denoisers.ip_adapter import FOLDER as IP_ADAPTER
 from latentflow.denoisers.ip_adapter import PromptedUNet, PromptedXL
 from latentflow.denoisers.led import LedFamily
 from latentflow.denoisers.ltx import LTX
+from latentflow.denoisers.own_class import OwnClass
 from latentflow.denoisers.pixart import PixArt
 from latentflow.denoisers.qwen_image import QwenImage
 from latentflow.denoisers.stable_diffusion_3 import StableDiffusion3
@@ -41,10 +42,14 @@ distilled model was told in training, and by what kind of image it is led."""
 FAMILIES: dict[str, NewFamily] = {"unet": UNet(), "pixart": PixArt(), "auraflow": AuraFlow()}
 """Of which new models are made, by the names in ``model.denoiser``."""
 
+OWN = OwnClass()
+"""That of a class of the user's own, which ``model.denoiser`` names as ``module:Class``."""
+
 PIPELINES: dict[str, Family] = {
     family.pipeline_class: family
     for family in (
         *FAMILIES.values(),
+        OWN,
         StableDiffusionXL(),
         StableDiffusion3(),
         Flux(),
@@ -134,10 +139,3 @@ def family_of(folder: Path) -> Family:
     if name not in PIPELINES:
         raise LatentflowError(f"{folder}: the pipeline is a {name}, not one of {', '.join(PIPELINES)}.")
     return PIPELINES[name]
-
-
-def model_class(family: Family) -> type[ModelMixin]:
-    """diffusers' class of the family's denoisers."""
-    import diffusers
-
-    return getattr(diffusers, family.model_class)  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMix
 from torch import Tensor, nn
 
 from latentflow.data.condition import Condition
-from latentflow.denoisers.intake import Intake
+from latentflow.denoisers.intake import Intake, Shape
 from latentflow.diffusion import SAMPLERS, Guidance
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
@@ -55,12 +55,16 @@ class Family(ABC):
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The repeated parts that hold most of the weights, in order: what is sharded and compiled one by one."""
 
-    def load(self, folder: Path) -> nn.Module:
-        """The model of a saved pipeline."""
+    @property
+    def kind(self) -> type[ModelMixin]:
+        """The class of the family's denoisers."""
         import diffusers
 
-        kind: type[ModelMixin] = getattr(diffusers, self.model_class)
-        return kind.from_pretrained(folder / self.subfolder, use_safetensors=True)  # type: ignore[no-any-return]
+        return getattr(diffusers, self.model_class)  # type: ignore[no-any-return]
+
+    def load(self, folder: Path) -> nn.Module:
+        """The model of a saved pipeline."""
+        return self.kind.from_pretrained(folder / self.subfolder, use_safetensors=True)  # type: ignore[no-any-return]
 
     def learners(self, model: nn.Module) -> list[nn.Module]:
         """What of the model is trained where a part beside the denoiser is; for others all of it."""
@@ -72,6 +76,9 @@ class Family(ABC):
     def parts(self, model: nn.Module) -> dict[str, ModelMixin]:
         """What the pipeline has of the model, by subfolder; in place, so ``save_beside`` comes first."""
         return {self.subfolder: model}  # type: ignore[dict-item]
+
+    def bring_code(self, model: nn.Module, folder: Path) -> None:  # noqa: B027  most need none
+        """Writes the code to a pipeline's folder that draws with the model; for others nothing."""
 
     @abstractmethod
     def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
@@ -114,6 +121,9 @@ class NewFamily(Family):
     @abstractmethod
     def patch_size(self, params: ModelParams) -> int:
         """The side of a patch of a new model."""
+
+    def check_new(self, params: ModelParams, shapes: Sequence[Shape], text_width: int) -> None:
+        """Raises LatentflowError where a new model of those parameters cannot take latents and captions like these."""
 
     @abstractmethod
     def build(self, params: ModelParams, latent_shape: list[int], text_width: int) -> ModelMixin:

@@ -11,7 +11,7 @@ import torch
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 
-from latentflow.denoisers.families import DIFFUSION, FAMILIES, LED, PIPELINES, Denoiser, family_of, model_class
+from latentflow.denoisers.families import DIFFUSION, FAMILIES, LED, OWN, PIPELINES, Denoiser, family_of
 from latentflow.denoisers.family import Family, NewFamily
 from latentflow.denoisers.intake import Captions, Shape, size, untiled
 from latentflow.denoisers.led import Images, LedFamily
@@ -69,8 +69,18 @@ def check(params: ModelParams, shapes: Sequence[Shape], captions: Captions, weig
 
 
 def check_vae(params: ModelParams, vae: LatentShape) -> None:
-    """Refuses a VAE of pictures for a denoiser of clips. Raises LatentflowError that names the parameter."""
-    if not vae.frames and (family := family_for(params, weights=False)).clips:
+    """Refuses a VAE of pictures for a denoiser of clips, and one that a class of the user's own cannot be drawn by.
+
+    Raises LatentflowError that names the parameter.
+    """
+    family = family_for(params, weights=False)
+    if family is OWN and (vae.frames or vae.packed):
+        raise LatentflowError(
+            "autoencoder.pretrained: the pipeline of a denoiser of your own decodes by a VAE of pictures with one "
+            "scaling factor, and this one is made for clips or packs its latents; name an AutoencoderKL, "
+            "AutoencoderTiny or AutoencoderDC."
+        )
+    if not vae.frames and family.clips:
         raise LatentflowError(
             f"{SETTING}: a {family.pipeline_class} draws clips, and the autoencoder knows pictures only; name the same "
             "pipeline in autoencoder.pretrained."
@@ -79,7 +89,7 @@ def check_vae(params: ModelParams, vae: LatentShape) -> None:
 
 def family_for(params: ModelParams, weights: bool = True) -> Family:
     """That of ``model.pretrained``, else the one of new models that ``model.denoiser`` names."""
-    return family_of(pretrained(params, weights).folder) if params.pretrained else FAMILIES[params.denoiser]
+    return family_of(pretrained(params, weights).folder) if params.pretrained else _new_family(params)
 
 
 def _check_kind(setting: str, family: Family, shapes: Sequence[Shape]) -> None:
@@ -98,7 +108,7 @@ def _check_kind(setting: str, family: Family, shapes: Sequence[Shape]) -> None:
 
 
 def _check_new(params: ModelParams, shapes: Sequence[Shape], captions: Captions) -> None:
-    name, family = params.denoiser, FAMILIES[params.denoiser]
+    name, family = params.denoiser, _new_family(params)
     _check_kind("model.denoiser", family, shapes)
     if captions.pipeline:
         raise LatentflowError(
@@ -116,6 +126,19 @@ def _check_new(params: ModelParams, shapes: Sequence[Shape], captions: Captions)
             f"model.{name}.patch_size {patch} does not divide latents of {bad}; raise encode.bucket_step or choose "
             "another patch size."
         )
+    family.check_new(params, shapes, captions.width)
+
+
+def _new_family(params: ModelParams) -> NewFamily:
+    return OWN if ":" in params.denoiser else FAMILIES[params.denoiser]
+
+
+def own_class(params: ModelParams) -> str:
+    """The class of the user's own that would be trained, as ``module:Class``, or ""."""
+    if not params.pretrained:
+        return params.denoiser if ":" in params.denoiser else ""
+    pipeline = pretrained(params)
+    return str(pipeline.config(OWN.subfolder)["own_class"]) if family_of(pipeline.folder) is OWN else ""
 
 
 def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Captions, weights: bool) -> None:
@@ -140,7 +163,7 @@ def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Caption
     except KeyError as error:
         misfit = f"lacks {error} in its config.json"
     except ValueError as error:
-        misfit = str(error)
+        misfit = f"cannot be used ({error})" if family is OWN else str(error)
     if misfit:
         raise LatentflowError(f"model.pretrained: the denoiser in {folder} {misfit}.")
 
@@ -257,14 +280,14 @@ def start_digest(params: ModelParams) -> dict[str, str]:
 
 def build(params: ModelParams, latent_shape: list[int], text_width: int, seed: int) -> ModelMixin:
     """A new denoiser with weights drawn from ``seed``. Raises LatentflowError where sizes do not fit."""
-    name = params.denoiser
+    name, family = params.denoiser, _new_family(params)
     _check_new(params, [latent_shape], Captions(text_width))
     try:
         with seeded_weights(seed):
-            model = FAMILIES[name].build(params, latent_shape, text_width)
+            model = family.build(params, latent_shape, text_width)
     except ValueError as error:
         raise LatentflowError(f"model.{name} does not fit latents of shape {tuple(latent_shape)}: {error}") from None
-    return model.to(memory_format=FAMILIES[name].memory_format)
+    return model.to(memory_format=family.memory_format)
 
 
 def start(params: ModelParams, latent_shape: list[int], captions: Captions, seed: int) -> ModelMixin:
@@ -283,7 +306,7 @@ def check_whole(params: ModelParams) -> None:
     folder = _weights(pipeline, family)
     try:
         with torch.device("meta"):
-            wanted = set(model_class(family).from_config(pipeline.config(family.subfolder)).state_dict())
+            wanted = set(family.kind.from_config(pipeline.config(family.subfolder)).state_dict())
         found: set[str] = set()
         for path in folder.glob(f"{WEIGHTS.removesuffix('.safetensors')}*.safetensors"):
             with safe_open(path, framework="pt") as file:
@@ -297,7 +320,7 @@ def check_whole(params: ModelParams) -> None:
 def _load_whole(family: Family, folder: Path) -> ModelMixin:
     """A saved model. Raises LatentflowError unless the file holds exactly the weights of the config."""
     try:
-        model, report = model_class(family).from_pretrained(
+        model, report = family.kind.from_pretrained(
             folder, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

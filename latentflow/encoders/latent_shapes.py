@@ -14,12 +14,14 @@ FLUX_2, FLUX_2_PATCH = "AutoencoderKLFlux2", 2
 class LatentShape:
     """``channels`` of the latents, and by what ``factor`` they are smaller than the picture.
 
-    ``frames``: how many frames of a clip become one, after the first; 0 where the VAE knows pictures only.
+    ``frames``: how many frames of a clip become one, after the first; 0 where the VAE knows pictures only. ``packed``:
+    whether patches of what the VAE makes are channels of the latents.
     """
 
     channels: int
     factor: int
     frames: int = 0
+    packed: bool = False
 
     def shortened(self, frames: int) -> int:
         """How many frames the latents of a clip of so many have."""
@@ -37,7 +39,7 @@ def _kl(config: Config) -> LatentShape:
 def _flux_2(config: Config) -> LatentShape:
     """Its patches of 2x2 are channels of the latents."""
     whole = _kl(config)
-    return LatentShape(whole.channels * FLUX_2_PATCH**2, whole.factor * FLUX_2_PATCH)
+    return LatentShape(whole.channels * FLUX_2_PATCH**2, whole.factor * FLUX_2_PATCH, packed=True)
 
 
 def _by_encoder(config: Config) -> LatentShape:

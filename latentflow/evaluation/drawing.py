@@ -79,7 +79,10 @@ class Artist:
 
         self.settings = settings
         self._leads = leads
-        self._pipeline = open_pipeline(folder)
+        try:
+            self._pipeline = open_pipeline(folder)
+        except ValueError as error:
+            raise LatentflowError(f"{folder} cannot be opened: {error}.") from error
         # The very scheduler that register will put into the package.
         self._pipeline.register_modules(scheduler=scheduler_of(folder, settings.sampler))
         self.device = self._pipeline.device.type

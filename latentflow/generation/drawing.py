@@ -20,7 +20,7 @@ _DIFFUSION = "diffusion.json"
 class Model:
     """A diffusers folder of latentflow with its weights loaded by the first picture.
 
-    ``trust_code`` lets a model with a definition of its owner's import it from the code that it brings along.
+    ``trust_code`` lets a model with a definition or a denoiser of its owner's import it from the code it brings along.
     """
 
     def __init__(self, pulled: Pulled, device: str = "auto", dtype: str = "float32", trust_code: bool = False) -> None:

@@ -45,6 +45,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 MOST_STEPS, MOST_TIMES_LARGER, LARGEST_SEED = 1000, 4, 2**63 - 1
 # At which clips are shown whose pipeline is told no rate; Wan's are of so many frames per second.
 FRAME_RATE = 16
+# What diffusers has no class for.
+_SCHEDULERS, _OWN = "latentflow.scheduler", "OwnDenoiserPipeline"
 # Of one step this pipeline believes that its model was distilled to draw in one, and asks the scheduler for what only
 # those models' schedulers have.
 _FEWEST_STEPS = {"PixArtAlphaPipeline": 2}
@@ -91,19 +93,23 @@ def open_pipeline(
 ) -> DiffusionPipeline:
     """The diffusers pipeline of a folder; device "auto" is a GPU where there is one.
 
-    ``trust_code`` lets a folder that brings code along (a definition that diffusers does not know) import it.
+    ``trust_code`` lets a folder that brings code along (a definition or denoiser that diffusers lacks) import it.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
     if trust_code and (folder / "code").is_dir() and str(folder / "code") not in sys.path:
         sys.path.append(str(folder / "code"))
-    library, name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["scheduler"]
-    if library == "latentflow.scheduler":
-        _our_schedulers(f"its {name}")
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    library, name = index["scheduler"]
+    if library == _SCHEDULERS:
+        _ours(_SCHEDULERS, f"its {name}")
+    kind = DiffusionPipeline
+    if index["_class_name"] == _OWN:
+        kind = getattr(_ours("latentflow.own_pipeline", f"its {_OWN}"), _OWN)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with _quiet():
-        pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, dtype=getattr(torch, dtype))
+        pipeline = kind.from_pretrained(str(folder), local_files_only=True, dtype=getattr(torch, dtype))
         if (folder / IP_ADAPTER).is_dir():
             _load_ip_adapter(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
@@ -122,10 +128,10 @@ def _load_ip_adapter(pipeline: DiffusionPipeline, folder: Path) -> None:
     )
 
 
-def _our_schedulers(what: str) -> Any:
-    """diffusers takes a scheduler of another library only where that is imported already; ours is no other's code."""
+def _ours(module: str, what: str) -> Any:
+    """diffusers takes a part of another library only where that is imported already; ours is no other's code."""
     try:
-        return importlib.import_module("latentflow.scheduler")
+        return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(f"{what} needs latentflow installed, or the code that it brings along ({error})") from error
 
@@ -146,7 +152,7 @@ def samplers(folder: Path) -> list[str]:
 def _scheduler(folder: Path) -> Any:
     """The scheduler that a folder with a scheduler_config.json describes, of diffusers or of latentflow."""
     name = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))["_class_name"]
-    library = diffusers if hasattr(diffusers, name) else _our_schedulers(f"sampler {folder.name}")
+    library = diffusers if hasattr(diffusers, name) else _ours(_SCHEDULERS, f"sampler {folder.name}")
     return getattr(library, name).from_pretrained(str(folder))
 
 

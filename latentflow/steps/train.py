@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from latentflow.data import parcels
 from latentflow.data.places import read_manifest
 from latentflow.errors import LatentflowError
-from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, digest_json, sha256_file, write_text
+from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, sha256_file, write_text
 from latentflow.manifest import AutoencoderManifest, EncodedManifest, ModelManifest, fingerprint
+from latentflow.own_code import code_digest
 from latentflow.params import DiffusionParams, ModelParams, TrainInputs
 from latentflow.workspace import work_folder, work_place
 
@@ -141,7 +142,7 @@ def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest, mo
         )
     _check_captions(model, manifest)
     _check_shapes(model, inputs.diffusion, manifest)
-    from latentflow.denoisers import check_images, check_vae, family_for, start_digest
+    from latentflow.denoisers import check_images, check_vae, family_for, own_class, start_digest
     from latentflow.encoders.vae import shape_of
 
     check_vae(model, shape_of(sources.autoencoder_folder))
@@ -150,7 +151,7 @@ def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest, mo
         check_images(inputs.train.adapter, family_for(model), images)
 
     digests = {"encoded": manifest.digest, "autoencoder": vae_manifest.digest}
-    return digests | _own_code(inputs) | start_digest(model)
+    return digests | _own_code(inputs, own_class(model)) | start_digest(model)
 
 
 def _check_captions(model: ModelParams, manifest: EncodedManifest) -> None:
@@ -311,19 +312,11 @@ def _manifest(inputs: TrainInputs, lineage: dict[str, str], job: "Job", folder: 
     )
 
 
-def _own_code(inputs: TrainInputs) -> dict[str, str]:
-    """The digests of the code of a definition and ideas of the user's own: another code is another training."""
-    own = {"definition": inputs.diffusion.definition} | {f"idea {name}": name for name in inputs.train.ideas}
-    return {what: _code_digest(name) for what, name in own.items() if ":" in name}
-
-
-def _code_digest(name: str) -> str:
-    from latentflow.denoisers.carried import module_path
-
-    path = module_path(name)
-    assert path
-    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    return digest_json({file.relative_to(path.parent).as_posix(): sha256_file(file) for file in files})
+def _own_code(inputs: TrainInputs, denoiser: str) -> dict[str, str]:
+    """The digests of the code of the user's own, definition, denoiser or ideas: another code is another training."""
+    own = {"definition": inputs.diffusion.definition, "denoiser": denoiser}
+    own |= {f"idea {name}": name for name in inputs.train.ideas}
+    return {what: code_digest(name) for what, name in own.items() if ":" in name}
 
 
 def _lineage(job: "Job", parent: str) -> dict[str, str]:

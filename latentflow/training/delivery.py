@@ -121,6 +121,7 @@ def _write_how(job: Job, folder: Path) -> None:
         generation["call"][FRAMES] = vae_room.shape_of(folder).lengthened(frames)
     if job.denoiser.guidance is not None:
         generation[TOLD] = job.denoiser.guidance
+    family.bring_code(job.denoiser.model, folder)
     write_json(folder / DIFFUSION, job.diffusion.to_json())
     write_json(folder / GENERATION, generation)
 
