@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from encoding import PARAMS, build_autoencoder, build_text_encoder
 from encoding import inputs as encode_inputs
 from native import TOKENS, sizes, text_encoder
@@ -78,7 +79,14 @@ def sources() -> train.Sources:
 
 
 def judge(trained: Path) -> None:
-    small = {"captions": 3, "seeds": 1, "steps": 2, "batch_size": 4, "reconstructions": 2, "gallery_prompts": "[pizza]"}
+    small = {
+        "captions": 3,
+        "seeds": 1,
+        "steps": 2,
+        "batch_size": 4,
+        "reconstructions": 2,
+        "gallery_prompts": "[red heart]",
+    }
     small |= {"grid.prompts": 1, "grid.guidance": "[1.0]", "grid.steps": "[1]"}
     params = load(PARAMS, [*(f"evaluate.{name}={value}" for name, value in small.items()), "register.name=own"])
     evaluate.run(EvaluateInputs(evaluate=params.evaluate), trained, Path("encoded"), Path("records"), Path("judged"))
@@ -167,9 +175,10 @@ def test_other_code_under_the_same_name_is_not_taken_for_the_model_s(
 ) -> None:
     teach(monkeypatch, tmp_path / "first", example())
     denoisers.build(model(**OWN), SHAPE, WIDTH, seed=0).save_pretrained("pipeline/transformer")
-    Path("pipeline/model_index.json").write_text(
-        '{"_class_name": "OwnDenoiserPipeline", "scheduler": ["diffusers", ""]}'
-    )
+    index = {"_class_name": "OwnDenoiserPipeline", "scheduler": ["diffusers", "DDIMScheduler"]}
+    index["transformer"] = ["latentflow.own_denoiser", "OwnDenoiser"]
+    Path("pipeline/model_index.json").write_text(json.dumps(index))
+    DDIMScheduler().save_pretrained("pipeline/scheduler")
     teach(monkeypatch, tmp_path / "second", example() + "# changed\n")
     words = r"my_denoiser:TokenMixer: the code in .*second/my_denoiser.py is not that with which this model was trained"
     with pytest.raises(LatentflowError, match=words):
