@@ -280,7 +280,6 @@ class AuraFlowParams(TransformerParams):
 
 class ModelParams(Section):
     denoiser: str = Field(
-        pattern=rf"^({'|'.join(DENOISERS)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
         description="what is made new: `unet` (UNet2DConditionModel), `pixart` (a DiT), `auraflow` (an MMDiT), or a "
         "class of your own as module:Class",
     )
@@ -299,9 +298,12 @@ class ModelParams(Section):
     @field_validator("denoiser")
     @classmethod
     def _module_is_there(cls, denoiser: str) -> str:
-        module, colon, _ = denoiser.partition(":")
-        if colon:
-            require_module(module)
+        if denoiser in DENOISERS:
+            return denoiser
+        module, _, name = denoiser.partition(":")
+        if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+            raise ValueError(f"it must be one of {', '.join(DENOISERS)}, or a class of your own as module:Class")
+        require_module(module)
         return denoiser
 
     @field_validator("own")

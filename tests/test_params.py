@@ -20,7 +20,11 @@ PARAMS = ROOT / "params.yaml"
         ("train.stepz=3", "train.stepz", "unknown parameter"),
         ("train.steps=0", "train.steps", "greater than or equal to 1, found 0"),
         ("train.batch_size=many", "train.batch_size", "valid integer"),
-        ("model.denoiser=gan", "model.denoiser", "'unet', 'pixart' or 'auraflow'"),
+        (
+            "model.denoiser=gan",
+            "model.denoiser",
+            "one of unet, pixart, auraflow, or a class of your own",
+        ),
         ("model.unet.channels=[50, 128]", "model.unet", "multiples of 32"),
         ("autoencoder.resolution=30", "autoencoder", "not a multiple of 4"),
         ("ingest.test_fraction=0.96", "ingest", "nothing is left to train on"),

@@ -109,6 +109,11 @@ def _match(model: nn.Module, patterns: list[str]) -> None:
 def _adapt(model: nn.Module, params: AdapterParams, targets: list[str], seed: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
+    if not targets:
+        raise LatentflowError(
+            "train.adapter.targets: of a class of your own nobody knows which layers to adapt; name the layers that are "
+            "to be adapted by the endings of their names."
+        )
     _require_layers(model, targets)
     config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=targets, use_dora=params.kind == "dora")
     with seeded_weights(seed):

@@ -1,6 +1,7 @@
 """A denoiser of the user's own class: what docs/denoisers.md shows goes through every step; what cannot is refused."""
 
 import base64
+import csv
 import io
 import json
 import re
@@ -25,7 +26,7 @@ from latentflow.errors import LatentflowError, ParamsError
 from latentflow.generation.drawing import draw
 from latentflow.generation.orders import Dials
 from latentflow.own_pipeline import OwnDenoiserPipeline
-from latentflow.params import EvaluateInputs, IngestInputs, ModelParams, RegisterInputs, load
+from latentflow.params import EvaluateInputs, IngestInputs, ModelParams, RegisterInputs, TrainInputs, load
 from latentflow.registry import pyfunc_model
 from latentflow.registry.pulling import pull
 from latentflow.steps import encode, evaluate, ingest, register, train
@@ -78,6 +79,11 @@ def sources() -> train.Sources:
     return train.Sources(Path("encoded"), autoencoder)
 
 
+def training() -> TrainInputs:
+    few = {"steps": 60, "log_every": 15, "checkpoint_every": 20, "validate_every": 30, "sample_every": 60}
+    return settings(model__denoiser=CLASS, model__own=OWN, **few)
+
+
 def judge(trained: Path) -> None:
     small = {
         "captions": 3,
@@ -97,8 +103,10 @@ def judge(trained: Path) -> None:
 def test_the_page_s_class_goes_through_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as known:
         source = teach(known, tmp_path / "source", example())
-        trained = train.run(settings(model__denoiser=CLASS, model__own=OWN), sources(), Path("model"))
+        trained = train.run(training(), sources(), Path("model"))
         assert trained
+        first, *_, last = csv.DictReader(Path("model/plots/train.csv").read_text().splitlines())
+        assert float(last["loss"]) < 0.95 * float(first["loss"])
         assert trained.pipeline_class == "OwnDenoiserPipeline"
         assert (tmp_path / "model/pipeline/code/my_denoiser.py").read_text() == source.read_text()
         goes_on_where_it_was(trained.digest)
@@ -122,7 +130,7 @@ def goes_on_where_it_was(digest: str) -> None:
     (work,) = (path for path in Path("store/train").iterdir() if path.is_dir())
     shutil.rmtree(work / "done")
     shutil.rmtree(max((work / "checkpoints").glob("step-*")))
-    again = train.run(settings(model__denoiser=CLASS, model__own=OWN), train.Sources("encoded", "autoencoder"), "again")
+    again = train.run(training(), train.Sources("encoded", "autoencoder"), "again")
     assert again
     assert again.digest == digest
 
@@ -248,6 +256,50 @@ def test_parameters_name_the_class_without_importing_it(tmp_path: Path, monkeypa
     read = load(PARAMS, ["model.denoiser=my_denoiser:Own", "model.own={depth: 2.0, rates: [1.0, 0.5]}"])
     assert json.dumps(read.model.own) == '{"depth": 2, "rates": [1, 0.5]}'
     assert "my_denoiser" not in sys.modules
+
+
+def test_blocks_are_computed_again_and_adapters_need_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from native import train_params
+
+    from latentflow.training import trainable
+
+    teach(monkeypatch, tmp_path / "source", example())
+    plain, again = (denoisers.build(model(**OWN), SHAPE, WIDTH, seed=0) for _ in range(2))
+    again.enable_gradient_checkpointing()
+    told = torch.randn(2, *SHAPE), torch.full((2,), 300.0), torch.randn(2, 5, WIDTH), torch.ones(2, 5).bool()
+    for one in (plain, again):
+        one(*told).square().mean().backward()
+    kept, computed = (dict(one.named_parameters()) for one in (plain, again))
+    assert kept.keys() == computed.keys()
+    assert all(torch.equal(kept[name].grad, computed[name].grad) for name in kept)
+
+    family = denoisers.family_for(model(**OWN))
+    assert family.blocks(plain) == list(plain.own.blocks)
+    with pytest.raises(LatentflowError, match=r"train\.adapter\.targets: .* name the layers that are to be adapted"):
+        trainable.choose(plain, train_params(adapter={"kind": "lora"}), family)
+    trainable.choose(plain, train_params(adapter={"kind": "lora", "targets": ["mix"]}), family)
+    assert any("lora" in name for name, tensor in plain.named_parameters() if tensor.requires_grad)
+
+
+def test_a_saved_model_is_trained_further_with_its_own_code_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = text_encoder(tmp_path / "vocab")
+    with monkeypatch.context() as known:
+        teach(known, tmp_path / "first", example())
+        family, made = denoisers.family_for(model(**OWN)), denoisers.build(model(**OWN), SHAPE, WIDTH, seed=0)
+        vae = vae_room.build(32, [8, 8, 8], 4, 1, seed=0)
+        family.pipeline(made, vae, text, DDIMScheduler()).save_pretrained("pipeline")
+        further = sizes("unet", pretrained=tmp_path / "pipeline")
+        check(further)
+        assert denoisers.own_class(further) == CLASS
+        weights = denoisers.start(further, SHAPE, Captions(WIDTH), seed=1).state_dict()
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in made.state_dict().items())
+        with pytest.raises(LatentflowError, match=r"takes latents of 4 channels, and the autoencoder makes 8"):
+            check(further, [8, 8, 8])
+    teach(monkeypatch, tmp_path / "second", example() + "# changed\n")
+    with pytest.raises(LatentflowError, match=r"model\.pretrained: the denoiser in .* is not that with which this"):
+        check(further)
 
 
 def test_all_sections_together_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
