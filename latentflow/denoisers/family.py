@@ -104,6 +104,9 @@ class Family(ABC):
         side: int = config.get("patch_size", 2)
         return side
 
+    def check_saved(self, config: Mapping[str, Any], shapes: Sequence[Shape]) -> None:  # noqa: B027
+        """Raises LatentflowError where the class of a saved model, tried out, cannot take latents like these."""
+
     def refuse(self, index: Mapping[str, Any]) -> None:  # noqa: B027
         """Raises ValueError where a pipeline's model_index.json names more than is trained here."""
 

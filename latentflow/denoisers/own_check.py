@@ -24,10 +24,14 @@ _SAMPLES, _TOKENS = 2, 5
 
 @dataclass(frozen=True)
 class Choice:
-    """A class as ``module:Class`` and what its constructor is given besides shapes."""
+    """A class as ``module:Class`` and what its constructor is given.
+
+    ``latent_shape`` is that of a saved model; None where it is the first that there is.
+    """
 
     name: str
     arguments: Mapping[str, Any]
+    latent_shape: Shape | None = None
 
 
 def check_class(choice: Choice, shapes: Sequence[Shape], text_width: int) -> None:
@@ -79,7 +83,7 @@ def _check_forward(kind: type[nn.Module], choice: Choice) -> None:
 
 def _try(device: str, kind: type[nn.Module], choice: Choice, shapes: Sequence[Shape], text_width: int) -> None:
     """One forward pass per shape."""
-    first = tuple(shapes[0])
+    first = tuple(choice.latent_shape or shapes[0])
     with torch.device(device), seeded_weights(0), torch.no_grad():
         try:
             model = kind(latent_shape=first, text_width=text_width, **choice.arguments).eval()

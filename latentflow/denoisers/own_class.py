@@ -52,6 +52,10 @@ class OwnClass(NewFamily):
     def check_new(self, params: ModelParams, shapes: Sequence[Shape], text_width: int) -> None:
         check_class(Choice(params.denoiser, params.own), shapes, text_width)
 
+    def check_saved(self, config: Mapping[str, Any], shapes: Sequence[Shape]) -> None:
+        choice = Choice(config["own_class"], config["arguments"], config["latent_shape"])
+        check_class(choice, shapes, config["text_width"])
+
     def build(self, params: ModelParams, latent_shape: list[int], text_width: int) -> OwnDenoiser:
         name = params.denoiser
         model: OwnDenoiser = OwnDenoiser(name, code_digest(name), list(latent_shape), text_width, dict(params.own))

@@ -166,6 +166,7 @@ def _check_saved(params: ModelParams, shapes: Sequence[Shape], captions: Caption
         misfit = f"cannot be used ({error})" if family is OWN else str(error)
     if misfit:
         raise LatentflowError(f"model.pretrained: the denoiser in {folder} {misfit}.")
+    family.check_saved(pipeline.config(family.subfolder), shapes)
 
 
 def pretrained(params: ModelParams, weights: bool = True) -> Checkpoint:

@@ -111,8 +111,8 @@ def _adapt(model: nn.Module, params: AdapterParams, targets: list[str], seed: in
 
     if not targets:
         raise LatentflowError(
-            "train.adapter.targets: of a class of your own nobody knows which layers to adapt; name the layers that are "
-            "to be adapted by the endings of their names."
+            "train.adapter.targets: which layers a class of your own has is not known; name the layers that are to be "
+            "adapted by the endings of their names."
         )
     _require_layers(model, targets)
     config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=targets, use_dora=params.kind == "dora")

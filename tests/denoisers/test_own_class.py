@@ -297,6 +297,8 @@ def test_a_saved_model_is_trained_further_with_its_own_code_only(
         assert all(torch.equal(tensor, weights[name]) for name, tensor in made.state_dict().items())
         with pytest.raises(LatentflowError, match=r"takes latents of 4 channels, and the autoencoder makes 8"):
             check(further, [8, 8, 8])
+        with pytest.raises(LatentflowError, match=r"TokenMixer fails on latents of \(2, 4, 8, 4\)"):
+            check(further, [4, 8, 4])
     teach(monkeypatch, tmp_path / "second", example() + "# changed\n")
     with pytest.raises(LatentflowError, match=r"model\.pretrained: the denoiser in .* is not that with which this"):
         check(further)
