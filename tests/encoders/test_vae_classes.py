@@ -142,7 +142,7 @@ def test_the_latents_of_flux_2_are_packed_and_whitened_as_its_pipeline_does(tmp_
     vae.bn.running_mean.copy_(0.1 * torch.arange(16))
     vae.bn.running_var.copy_(1 + 0.2 * torch.arange(16))
     vae.save_pretrained(tmp_path / "vae")
-    assert vae_room.shape_of(tmp_path) == LatentShape(16, 4)
+    assert vae_room.shape_of(tmp_path) == LatentShape(16, 4, packed=True)
     loaded = vae_room.load_from(tmp_path)
     pixels = torch.rand((2, 3, 8, 12), generator=torch.Generator().manual_seed(1)) * 2 - 1
     pipeline = diffusers.Flux2KleinPipeline(None, vae.eval(), None, None, None)
