@@ -90,7 +90,7 @@ class Side:
         start = time.perf_counter()
         for first in range(0, len(pixels), params.batch_size):
             vae_room.encode(vae, pixels[first : first + params.batch_size].to(best_device())).cpu()
-            text.encode(captions[first : first + params.batch_size])[0].cpu()
+            text.encode(captions[first : first + params.batch_size]).text.cpu()
         return time.perf_counter() - start
 
     def step(self) -> float:

@@ -35,22 +35,22 @@ def main() -> None:
     denoiser, diffusion = denoisers.load(folder), denoisers.read_diffusion(folder)
     split = EncodedSet.open(chosen.encoded)
     first = split.split("train").samples(0, torch.arange(chosen.batch))
-    condition = first.text.float(), first.text_mask
-    empty = split.empty_text.float().expand_as(condition[0]), split.empty_mask.expand_as(condition[1])
+    condition = first.condition.to(torch.device("cpu"), torch.float32)
+    empty = split.empty.to(torch.device("cpu"), torch.float32).rows(chosen.batch)
 
     noise = torch.randn((chosen.batch, *split.manifest.latent_shape), generator=torch.Generator().manual_seed(0))
     sigmas = diffusion.sigmas(STEPS, denoiser.tokens(split.manifest.latent_shape))
     answer = torch.randn((2 * chosen.batch, *noise.shape[1:]), generator=torch.Generator().manual_seed(1))
 
     def predict(xt: Tensor, sigma: Tensor, given: Sequence[Tensor]) -> Tensor:
-        return denoiser.predict(xt, sigma, *given)
+        return denoiser.predict(xt, sigma, condition.filled(given))
 
     def at_once(_xt: Tensor, _sigma: Tensor, _given: Sequence[Tensor]) -> Tensor:
         return answer
 
     def seconds(model: Predict, sampler: str) -> float:
         start = time.perf_counter()
-        sample(diffusion.definition, Guidance(3.0)(model, condition, empty), noise, sigmas, sampler)
+        sample(diffusion.definition, Guidance(3.0)(model, condition.tensors(), empty.tensors()), noise, sigmas, sampler)
         return time.perf_counter() - start
 
     print("| sampler | step with the model, ms | the sampler and guidance alone, ms | share |")

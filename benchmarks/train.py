@@ -39,6 +39,7 @@ import torch
 from train_parties import BARE, OURS, PARAMS, PARTIES, SIZES, Clock, Party, Setting, Stage, Turn
 
 from latentflow import params as parameters
+from latentflow.data.condition import Condition
 from latentflow.devices import best_device
 from latentflow.training.flops import FORWARDS_PER_STEP, forward_flops, measured_peak
 
@@ -116,7 +117,9 @@ def show(figures: Figures, stage: Stage, peak: float) -> None:
 
 def sample_flops(stage: Stage) -> int:
     size = SIZES[stage.setting.size]
-    return forward_flops(stage.denoiser(), size.latents, *size.text)
+    tokens, width = size.text
+    caption = Condition(torch.zeros(1, tokens, width), torch.ones(1, tokens, dtype=torch.bool))
+    return forward_flops(stage.denoiser(), size.latents, caption)
 
 
 def largest_batch(setting: Setting) -> int:

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from latentflow import denoisers
 from latentflow import params as parameters
+from latentflow.data.condition import Condition
 from latentflow.data.encoded import EncodedSet
 from latentflow.denoisers import FAMILIES, Denoiser, Family
 from latentflow.devices import best_device
@@ -96,7 +97,7 @@ class Body(nn.Module):
         self.model = model
 
     def forward(self, xt: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        return self.family.predict(self.model, xt, 1000 * sigma, text, mask)
+        return self.family.predict(self.model, xt, 1000 * sigma, Condition(text, mask))
 
 
 def flow_loss(body: nn.Module, x0: Tensor, text: Tensor, mask: Tensor) -> Tensor:

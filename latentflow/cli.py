@@ -54,6 +54,13 @@ def _inputs(step: str, file: Path, overrides: list[str] | None) -> Any:
     return parameters.for_step(parameters.load(file, overrides), step)
 
 
+def _check_together(file: Path, overrides: list[str] | None) -> None:
+    """Refuses a VAE, text models and a denoiser that do not fit, as only all sections together can tell."""
+    from latentflow.denoisers.preflight import check_together
+
+    check_together(parameters.load(file, overrides))
+
+
 @app.command()
 def ingest(
     params: ParamsFile = PARAMS, overrides: Overrides = None, out: Out = RECORDS, force_rerun: Token = ""
@@ -79,6 +86,7 @@ def autoencoder(
     force_rerun: Token = "",
 ) -> None:
     """Train a VAE on the records, or check the pretrained one that the parameters name."""
+    _check_together(params, overrides)
     inputs = _inputs("autoencoder", params, overrides)
     from latentflow.steps import autoencoder as step
 
@@ -102,6 +110,7 @@ def encode(
     explain: Annotated[bool, typer.Option("--explain", help="Say what would be encoded and why.")] = False,
 ) -> None:
     """Turn records into latents and text embeddings, once; what was encoded before is taken from the work store."""
+    _check_together(params, overrides)
     inputs = _inputs("encode", params, overrides)
     from latentflow.steps import encode as step
 
@@ -334,7 +343,7 @@ def generate(
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; repeatable.")] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option(help="Prompts, one per line; or .jsonl of prompt, seed and negative_prompt."),
+        typer.Option(help="Prompts, one per line; or .jsonl of prompt, seed, negative_prompt, image."),
     ] = None,
     again: Annotated[
         Path | None, typer.Option(help="Draw a PNG of an earlier run once more; options given here change it.")
@@ -351,6 +360,7 @@ def generate(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Every prompt with each of these, e.g. 0-7 or 0,3,8-11.")] = "",
     negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
+    image: Annotated[str, typer.Option(help="Control or reference picture, for a model that is led by one.")] = "",
     steps: Annotated[int | None, typer.Option(help="Sampler steps; the model's own if left out.", min=1)] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale, 1 is none; the model's own if left out.", min=1)
@@ -364,7 +374,7 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto is a GPU where there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Import the definition that a model brings along, if it is not ours.")
+        bool, typer.Option("--trust-code", help="Import a definition or denoiser that a model brings along.")
     ] = False,
 ) -> None:
     """Draw pictures with a registered model; every PNG says how it was drawn."""
@@ -372,7 +382,7 @@ def generate(
     from latentflow.generation.orders import Dials, parse_size
 
     dials = (parse_size(size) if size else Dials()).over(Dials(steps=steps, guidance=guidance, sampler=sampler))
-    wanted = asked.Asked(tuple(prompt or ()), prompts_file, again, seed, seeds, negative)
+    wanted = asked.Asked(tuple(prompt or ()), prompts_file, again, seed, seeds, negative, image)
     request = asked.read(wanted, dials, model, CHAMPION)
     from latentflow.generation import generate as work
 

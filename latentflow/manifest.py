@@ -96,6 +96,9 @@ class AutoencoderManifest(Manifest):
     trained: bool
 
 
+Kind = Literal["latents", "images", "text"]
+
+
 class Shard(BaseModel):
     """One safetensors file of the encoded set: a run of records of one split and one shape, or of captions.
 
@@ -105,7 +108,7 @@ class Shard(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     file: str
-    kind: Literal["latents", "text"]
+    kind: Kind
     split: str
     count: int
     sha256: str
@@ -119,7 +122,11 @@ class Shard(BaseModel):
 
 
 class TextFacts(BaseModel):
-    """What the set's manifest says of its text encoder, by digests; ``captions_cut`` are longer than the encoder's."""
+    """What the set's manifest says of its text encoder, by digests; ``captions_cut`` are longer than the encoder's.
+
+    ``pipeline`` is the class of the pipeline whose way captions were read, "" for a model by itself, and
+    ``pooled_width`` that of the pooled text, 0 where there is none.
+    """
 
     width: int
     cased: bool
@@ -127,10 +134,23 @@ class TextFacts(BaseModel):
     tokenizer: str
     prompts: str
     captions_cut: int
+    pipeline: str = ""
+    pooled_width: int = 0
+
+
+class ImageFacts(BaseModel):
+    """What the set's manifest says of its images: what ``control`` is (encode.control_image), "" for none.
+
+    ``width`` is that of the embeddings of reference images, 0 for none, and ``encoder`` the digest of what made them.
+    """
+
+    control: str = ""
+    width: int = 0
+    encoder: str = ""
 
 
 class EncodedPart(BaseModel):
-    """What ``encode --part`` leaves beside its shards; the first part also holds the text encoder."""
+    """What ``encode --part`` leaves beside its shards; the first part also holds the text and image encoders."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -139,6 +159,7 @@ class EncodedPart(BaseModel):
     of: int
     shards: list[Shard]
     text: TextFacts | None
+    images: ImageFacts | None = None
 
     @staticmethod
     def file(number: int, of: int) -> str:
@@ -156,10 +177,12 @@ class EncodedPart(BaseModel):
 
 
 class EncodedManifest(Manifest):
-    """``encode``: latents/, text/, index.parquet, prompts.safetensors, ``text_encoder/`` and ``tokenizer/``.
+    """``encode``: latents/, images/, text/, index.parquet, prompts.safetensors, and the encoders in their folders.
 
-    ``shards`` are in the order of the rows: latents by split, shape and number, then text by number. The files may
-    lie in several folders, one per part that encoded them; their names are the same as if one had.
+    ``text_encoder/`` and ``tokenizer/`` are there unless ``text_pipeline`` says that the captions were read by a
+    pipeline of that class, images/ where there are ``images``, and ``image_encoder/`` where these have a width.
+    ``shards`` are in the order of the rows: latents by split, shape and number, images likewise, then text. The files
+    may lie in several folders, one per part that encoded them; their names are the same as if one had.
     """
 
     step: str = "encode"
@@ -171,11 +194,14 @@ class EncodedManifest(Manifest):
     latent_mean: list[float]
     latent_std: list[float]
     text_width: int
+    text_pipeline: str = ""
+    pooled_width: int = 0
     max_tokens: int
     cased: bool
     resolution: int
     sample_prompts: list[str]
     origin: dict[str, str]
+    images: ImageFacts = ImageFacts()
 
 
 class ModelManifest(Manifest):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from latentflow.errors import ParamsError
 
@@ -21,6 +21,10 @@ Precision = Literal["auto", "fp32", "bf16"]
 # No part of a file's or a metric's name.
 IdeaName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
+# A parameter of a constructor.
+OwnName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+
+DENOISERS = ("unet", "pixart", "auraflow")
 DEFINITIONS = ("flow", "ddpm_epsilon", "ddpm_v_prediction", "ddpm_sample", "trigonometric", "edm")
 
 
@@ -45,8 +49,16 @@ class Section(BaseModel):
 
 # Fields that only some sources read, by the prefix of `source`.
 _OF_SOURCES = {"revision": ("hf", "dvc"), "path": ("dvc",), "subset": ("hf",)}
+# What is computed of the picture, or a column of the records.
+ImageSource = Annotated[str, Field(max_length=107)]
 # A column's name is part of a file's name in the records.
 Column = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]{1,100}$")]
+
+
+def column_of(image: str) -> str:
+    """``pose`` of column:pose, and nothing of what is computed."""
+    kind, _, name = image.partition(":")
+    return name if kind == "column" else ""
 
 
 def source_kind(source: str) -> str:
@@ -112,7 +124,9 @@ class IngestParams(Section):
 
 
 class AutoencoderParams(Section):
-    pretrained: str = Field(description="folder or hub id of an AutoencoderKL; empty trains one on the records")
+    pretrained: str = Field(
+        description="folder or hub id of a VAE, or of a pipeline with one; empty trains one on the records"
+    )
     resolution: int = Field(ge=8, le=4096, description="side of the square pictures that are encoded, in pixels")
     channels: list[Count] = Field(min_length=1, max_length=6, description="width per level; n levels shrink by 2^(n-1)")
     latent_channels: Count = Field(description="channels of the latents")
@@ -137,8 +151,12 @@ class AutoencoderParams(Section):
 class EncodeParams(Section):
     any_machine = ("workers",)
 
-    text_encoder: str = Field(min_length=1, description="`minilm` (the embedded default), a folder, or a hub id")
-    max_tokens: int = Field(ge=3, le=512, description="caption length in tokens, the special ones included")
+    text_encoder: str = Field(
+        min_length=1, description="`minilm` (the embedded default), or a text model's or a pipeline's folder or hub id"
+    )
+    max_tokens: int = Field(
+        ge=0, le=1024, description="caption length in tokens, the special ones included; 0: the pipeline's own"
+    )
     flip: bool = Field(description="also store the latents of the mirrored pictures")
     bucket_step: int = Field(ge=0, description="sides of aspect-ratio buckets are multiples of this; 0: squares")
     bucket_min_ratio: Positive = Field(description="narrowest bucket, as width / height")
@@ -151,12 +169,39 @@ class EncodeParams(Section):
     )
     batch_size: Count = Field(description="pictures or captions per encoder call; the last one is padded")
     shard_size: Count = Field(description="records per shard")
+    control_image: ImageSource = Field(
+        description="what a ControlNet is led by: `edges` of each picture, or `column:NAME`, a condition column of "
+        "pictures; empty: none"
+    )
+    reference_image: ImageSource = Field(
+        description="what an IP-Adapter is shown: `picture`, the record's own, or `column:NAME`; empty: none"
+    )
+    image_encoder: str = Field(description="folder or hub id of the CLIP or SigLIP that embeds reference images")
     dtype: Literal["float32", "float16", "bfloat16"] = Field(description="type in which tensors are stored")
     precision: Literal["fp32", "bf16"] = Field(description="arithmetic of the VAE; bf16 is faster on a GPU and coarser")
     workers: int = Field(
         ge=0, description="processes that decode pictures: 1 is this one, 0 one less than there are cores"
     )
     sample_prompts: list[str] = Field(max_length=64, description="captions of the sample grid that training draws")
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _holds_a_word(cls, max_tokens: int) -> int:
+        if max_tokens in (1, 2):
+            raise ValueError("two tokens begin and end a caption; give at least 3, or 0 for a pipeline's own length")
+        return max_tokens
+
+    @model_validator(mode="after")
+    def _images_can_be_had(self) -> Self:
+        for field, computed in (("control_image", "edges"), ("reference_image", "picture")):
+            value = getattr(self, field)
+            if value not in ("", computed) and not column_of(value):
+                raise ValueError(f"{field} is `{computed}`, `column:NAME` or empty, found {value!r}")
+        if bool(self.reference_image) != bool(self.image_encoder):
+            raise ValueError("reference_image and image_encoder need each other: give both or neither")
+        if self.clip_frames and (self.control_image or self.reference_image):
+            raise ValueError("control_image and reference_image belong to pictures; set clip_frames to 0")
+        return self
 
     @model_validator(mode="after")
     def _ratios_hold_the_square(self) -> Self:
@@ -167,11 +212,12 @@ class EncodeParams(Section):
 
 class DiffusionParams(Section):
     definition: str = Field(
-        pattern=rf"^({'|'.join(DEFINITIONS)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
-        description=f"data and model definition: one of {', '.join(DEFINITIONS)}, or your own as module:name",
+        pattern=rf"^(auto|{'|'.join(DEFINITIONS)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+        description="data and model definition: auto (that of model.pretrained, else flow), one of "
+        f"{', '.join(DEFINITIONS)}, or your own as module:name",
     )
-    schedule: Literal["linear", "shift", "dynamic_shift", "cosine", "karras", "discrete", "given"] = Field(
-        description="along which σ pictures are drawn, from noise to data"
+    schedule: Literal["auto", "linear", "shift", "dynamic_shift", "cosine", "karras", "discrete", "given"] = Field(
+        description="along which σ pictures are drawn, from noise to data; auto: that of model.pretrained, else linear"
     )
     shift: Positive = Field(description="shift: factor towards noise; 1 leaves the schedule linear")
     base_shift: float = Field(description="dynamic_shift: ln of the factor for a picture of 256 tokens")
@@ -233,27 +279,72 @@ class AuraFlowParams(TransformerParams):
 
 
 class ModelParams(Section):
-    denoiser: Literal["unet", "pixart", "auraflow"] = Field(
-        description="`unet` (UNet2DConditionModel), `pixart` (a DiT) or `auraflow` (an MMDiT)"
+    denoiser: str = Field(
+        description="what is made new: `unet` (UNet2DConditionModel), `pixart` (a DiT), `auraflow` (an MMDiT), or a "
+        "class of your own as module:Class",
     )
+    own: dict[OwnName, JsonValue] = Field(description="what the constructor of a class of your own is given, by name")
     pretrained: str = Field(
-        description="pipeline folder or models:/NAME@ALIAS whose denoiser training begins with; empty: random weights "
-        "of the sizes below"
+        description="pipeline's folder, hub id or models:/NAME@ALIAS whose denoiser training begins with, whatever "
+        "denoiser says; empty: random weights of the sizes below"
+    )
+    guidance: float = Field(
+        ge=0, description="scale that a guidance-distilled model (FLUX.1 [dev]) is told in training"
     )
     unet: UNetParams = Field(description="sizes of the UNet")
     pixart: TransformerParams = Field(description="sizes of the DiT")
     auraflow: AuraFlowParams = Field(description="sizes of the MMDiT")
 
+    @field_validator("denoiser")
+    @classmethod
+    def _module_is_there(cls, denoiser: str) -> str:
+        if denoiser in DENOISERS:
+            return denoiser
+        module, _, name = denoiser.partition(":")
+        if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+            raise ValueError(f"it must be one of {', '.join(DENOISERS)}, or a class of your own as module:Class")
+        require_module(module)
+        return denoiser
+
+    @field_validator("own")
+    @classmethod
+    def _travels_unchanged(cls, own: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        return {name: _as_in_yaml(name, value) for name, value in own.items()}
+
+    @model_validator(mode="after")
+    def _own_needs_a_class(self) -> Self:
+        if self.own and ":" not in self.denoiser:
+            raise ValueError("own is for a class of your own: name it in denoiser as module:Class, or leave own empty")
+        return self
+
+
+def _as_in_yaml(name: str, value: JsonValue) -> JsonValue:
+    """Whole floats as integers, which Kubeflow makes floats of. Raises ValueError for null, which it cannot carry."""
+    if value is None:
+        raise ValueError(f"{name} is null; leave it out, and give it a default in the class")
+    if isinstance(value, list):
+        return [_as_in_yaml(name, one) for one in value]
+    if isinstance(value, dict):
+        return {key: _as_in_yaml(f"{name}.{key}", one) for key, one in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
 
 class AdapterParams(Section):
-    kind: Literal["none", "lora", "dora"] = Field(
-        description="`lora` or `dora` trains low-rank changes of model.pretrained; `none` the weights themselves"
+    kind: Literal["none", "lora", "dora", "controlnet", "ip_adapter"] = Field(
+        description="`lora` or `dora` trains low-rank changes of model.pretrained, `controlnet` or `ip_adapter` what "
+        "leads it by images, beside it; `none` the weights themselves"
     )
     rank: Count = Field(description="rank of the changes")
     alpha: Positive = Field(description="the changes are scaled by alpha / rank")
     targets: list[str] = Field(
         max_length=64, description="endings of the names of adapted layers; empty takes the class's own choice"
     )
+    image_dropout: Fraction = Field(description="ip_adapter: share of samples trained without their image")
+
+    @property
+    def by_images(self) -> bool:
+        """Whether a part beside the denoiser learns to lead it by images."""
+        return self.kind in ("controlnet", "ip_adapter")
 
 
 class TrainParams(Section):
@@ -370,6 +461,8 @@ class TrainParams(Section):
             raise ValueError(f"ema_lengths needs two different lengths or none, found {self.ema_lengths}")
         if self.adapter.kind != "none" and (self.trainable or self.ema_lengths):
             raise ValueError("an adapter is trained by itself: leave trainable and ema_lengths empty")
+        if self.adapter.by_images and self.sharding != "replicate":
+            raise ValueError(f"adapter {self.adapter.kind} is trained with sharding replicate, not {self.sharding}")
         if "optimizer" in self.offload and self.sharding != "fsdp2":
             raise ValueError("offload of the optimizer needs sharding fsdp2")
         if self.sharding == "fsdp2" and self.optimizer != "adamw":
@@ -490,6 +583,10 @@ class Params(Section):
     def _fits_together(self) -> Self:
         if self.train.adapter.kind != "none" and not self.model.pretrained:
             raise ValueError("train.adapter changes a trained denoiser: name one in model.pretrained")
+        for field in ("control_image", "reference_image"):
+            column = column_of(getattr(self.encode, field))
+            if column and column not in self.ingest.condition_columns:
+                raise ValueError(f"encode.{field} names the column {column}: add it to ingest.condition_columns")
         if self.train.warmup_fraction == 1 and self.train.schedule != "constant":
             raise ValueError("train.warmup_fraction 1 leaves no step for the schedule; give less than 1")
         if self.encode.bucket_step and self.autoencoder.resolution % self.encode.bucket_step:
@@ -497,7 +594,7 @@ class Params(Section):
                 f"autoencoder.resolution {self.autoencoder.resolution} is not a multiple of encode.bucket_step "
                 f"{self.encode.bucket_step}"
             )
-        if self.model.denoiser != "unet" and not self.model.pretrained and not self.autoencoder.pretrained:
+        if self.model.denoiser in ("pixart", "auraflow") and not (self.model.pretrained or self.autoencoder.pretrained):
             patch = getattr(self.model, self.model.denoiser).patch_size
             side = self.autoencoder.resolution // 2 ** (len(self.autoencoder.channels) - 1)
             if side % patch:

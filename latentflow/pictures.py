@@ -22,6 +22,13 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(values.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
+def to_strip(clip: Tensor, frames: int = 8) -> Image.Image:
+    """A clip's pixels (3, f, h, w) as one picture: at most so many frames, evenly spread, side by side."""
+    count = clip.shape[1]
+    shown = [round(place * (count - 1) / max(1, min(frames, count) - 1)) for place in range(min(frames, count))]
+    return to_image(clip[:, shown].permute(0, 2, 1, 3).flatten(2))
+
+
 def grid(images: Sequence[Image.Image], columns: int, scale: int = 1, gap: int = 4) -> Image.Image:
     """Pictures of one size on a white sheet, row by row, enlarged ``scale`` times without smoothing."""
     width, height = images[0].width * scale, images[0].height * scale

@@ -39,7 +39,7 @@ class DefinitionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.order = 2 if sampler == "heun" else 1
         first = torch.tensor(self._diffusion.definition.sigma_max, dtype=torch.float64)
         self.init_noise_sigma = self._diffusion.definition.data(first)[1].item()
-        self.timesteps = torch.empty(0)
+        self.timesteps = self.sigmas = torch.empty(0)
 
     def set_timesteps(
         self, num_inference_steps: int, device: "str | torch.device | None" = None, sigmas: None = None
@@ -55,8 +55,12 @@ class DefinitionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._begun: tuple[Tensor, Tensor] | None = None
         self._generator: Generator | list[Generator] | None = None
         self._sampler = self._make()
+        self.sigmas = grid[[*(index for index, _ in self._calls), -1]].float()
         told = definition.timestep(grid[[index for index, _ in self._calls]])
         self.timesteps = told.to(device=device, dtype=torch.float32)
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """For pipelines that say where a run begins, which is at the first point."""
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """x_t as the model wants it; on paths with unit input scale as it is."""

@@ -19,6 +19,8 @@ def sizes(denoiser: str, patch: int = 2, pretrained: Path | str = "") -> ModelPa
         {
             "denoiser": denoiser,
             "pretrained": str(pretrained),
+            "guidance": 1.0,
+            "own": {},
             "unet": {
                 "channels": [32, 32],
                 "attention": [True, False],

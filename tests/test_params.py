@@ -20,7 +20,11 @@ PARAMS = ROOT / "params.yaml"
         ("train.stepz=3", "train.stepz", "unknown parameter"),
         ("train.steps=0", "train.steps", "greater than or equal to 1, found 0"),
         ("train.batch_size=many", "train.batch_size", "valid integer"),
-        ("model.denoiser=gan", "model.denoiser", "'unet', 'pixart' or 'auraflow'"),
+        (
+            "model.denoiser=gan",
+            "model.denoiser",
+            "one of unet, pixart, auraflow, or a class of your own",
+        ),
         ("model.unet.channels=[50, 128]", "model.unet", "multiples of 32"),
         ("autoencoder.resolution=30", "autoencoder", "not a multiple of 4"),
         ("ingest.test_fraction=0.96", "ingest", "nothing is left to train on"),
@@ -29,6 +33,10 @@ PARAMS = ROOT / "params.yaml"
         ("evaluate.guidance=0.5", "evaluate.guidance", "greater than or equal to 1"),
         ("diffusion.definition=nowhere:parabola", "diffusion.definition", "no module nowhere"),
         ("register.name=a/b", "register.name", "should match pattern"),
+        ("encode.control_image=pose", "encode", "control_image is `edges`, `column:NAME` or empty, found 'pose'"),
+        ("encode.control_image='column:pose'", "(whole file)", "add it to ingest.condition_columns"),
+        ("encode.reference_image=picture", "encode", "reference_image and image_encoder need each other"),
+        ("train.adapter.kind=controlnet", "(whole file)", "name one in model.pretrained"),
     ],
 )
 def test_a_fault_is_named(override: str, field: str, words: str) -> None:

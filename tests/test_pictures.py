@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from latentflow.pictures import grid, to_bytes, to_image
+from latentflow.pictures import grid, to_bytes, to_image, to_strip
 
 COLOURS = ((255, 0, 0), (0, 0, 255))
 
@@ -25,3 +25,11 @@ def test_a_grid_holds_every_picture_enlarged() -> None:
     sheet = grid([red, blue, red], columns=2, scale=3, gap=1)
     assert sheet.size == (15, 15)
     assert [sheet.getpixel(place) for place in ((1, 1), (8, 1), (1, 8), (8, 8))] == [*COLOURS, COLOURS[0], (255,) * 3]
+
+
+def test_a_clip_is_a_strip_of_its_first_its_last_and_some_between() -> None:
+    clip = torch.arange(11).reshape(1, 11, 1, 1).expand(3, 11, 2, 2).to(torch.uint8)
+    strip = np.asarray(to_strip(clip, frames=6))
+    assert strip[0, ::2, 0].tolist() == [0, 2, 4, 6, 8, 10]
+    assert strip.shape == (2, 12, 3)
+    assert np.asarray(to_strip(clip[:, :1])).shape == (2, 2, 3)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from latentflow import denoisers
 from latentflow.data.encoded import EncodedSet
-from latentflow.denoisers import FAMILIES, Denoiser
+from latentflow.denoisers import FAMILIES, Captions, Denoiser
 from latentflow.diffusion import Diffusion
 from latentflow.params import ModelParams, TrainInputs, TrainParams, load
 from latentflow.steps import encode
@@ -38,6 +38,8 @@ SHAPE, TEXT_WIDTH = (4, 4, 4), 16
 MODEL = {
     "denoiser": "pixart",
     "pretrained": "",
+    "guidance": 1.0,
+    "own": {},
     "unet": {"channels": [32], "attention": [True], "layers_per_block": 1, "head_dim": 8, "pooled_text": False},
     "pixart": {"layers": 3, "heads": 2, "head_dim": 16, "patch_size": 2},
     "auraflow": {"layers": 1, "single_layers": 1, "heads": 2, "head_dim": 16, "patch_size": 2},
@@ -126,7 +128,7 @@ def train(
     chosen = params(changes)
     diffusion = Diffusion()
     shape, width = encoded.manifest.latent_shape, encoded.manifest.text_width
-    model = denoisers.start(model_params(family), shape, width, seed=0)
+    model = denoisers.start(model_params(family), shape, Captions(width), seed=0)
     job = loop.Job(
         params=chosen,
         diffusion=diffusion,

@@ -51,9 +51,9 @@ def prerequisites(
 ):
     """Checks in seconds all that can fail a run later, and emits one set of parameters per step.
 
-    It validates every parameter, resolves the data's revision, and tries MLflow, the work store and ``storage`` by
-    writing there. Never cached, and it emits parameters only, so a step whose own parameters are unchanged keeps its
-    cache.
+    It validates every parameter, resolves the data's revision, compares the autoencoder, the text models and the
+    denoiser that are named by their configs, and tries MLflow, the work store and ``storage`` by writing there. Never
+    cached, and it emits parameters only, so a step whose own parameters are unchanged keeps its cache.
 
     Args:
         defaults: Every parameter as in params.yaml when the pipeline was compiled.

@@ -2,23 +2,26 @@
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
 from latentflow.data.captions import CaptionIndex
+from latentflow.data.condition import Condition, square
 from latentflow.data.mapped import MappedShards
 from latentflow.data.places import LocalPlace, RemotePlace, find, open_place, read_manifest
-from latentflow.data.shards import INDEX, PROMPTS
+from latentflow.data.shards import INDEX, PROMPTS, images_name
 from latentflow.errors import LatentflowError
 from latentflow.manifest import EncodedManifest, Shard
 
 CARRIED = ("text_encoder", "tokenizer")
+IMAGE_ENCODER = "image_encoder"
 
 
 @dataclass(frozen=True)
@@ -26,19 +29,30 @@ class Samples:
     """n rows of one bucket in the dtypes that are stored.
 
     ``latents`` (n, c, h, w) or (n, c, f, h, w) are in the scale that the denoiser sees: the posterior's mean where
-    ``logvar``, of the same shape, is there. ``text`` (n, tokens, width), ``text_mask`` (n, tokens) bool.
+    ``logvar``, of the same shape, is there. ``text`` (n, tokens, width), ``text_mask`` (n, tokens) bool,
+    ``text_pooled`` (n, width) where the text encoder gives it.
     ``original_size``, ``crop`` and ``target_size`` (n, 2) int32 are (height, width) or (top, left) in pixels.
-    ``extra`` holds further keys of the latents that were asked for by name.
+    ``control`` (n, 3, h, w) uint8 and ``image`` (n, width) are the control picture and the reference image's embedding,
+    where the set has them. ``extra`` holds further keys of the latents that were asked for by name.
     """
 
     latents: Tensor
     logvar: Tensor | None
     text: Tensor
     text_mask: Tensor
+    text_pooled: Tensor | None
     original_size: Tensor
     crop: Tensor
     target_size: Tensor
+    control: Tensor | None
+    image: Tensor | None
     extra: dict[str, Tensor]
+
+    @property
+    def condition(self) -> Condition:
+        """What the denoiser is told of them."""
+        sizes = torch.cat([self.original_size, self.crop, self.target_size], dim=1)
+        return Condition(self.text, self.text_mask, self.text_pooled, sizes, control=self.control, image=self.image)
 
 
 @dataclass(frozen=True)
@@ -65,12 +79,15 @@ class EncodedSplit:
         self,
         buckets: tuple[Bucket, ...],
         latents: Sequence[MappedShards],
+        images: Sequence[MappedShards],
         starts: Sequence[NDArray[np.int64]],
         text: MappedShards,
         index: CaptionIndex,
     ) -> None:
+        """``images`` are those of ``latents``, or none where the set has none."""
         self.buckets = buckets
         self._latents = latents
+        self._images = images
         self._starts = starts
         self._text = text
         self._index = index
@@ -111,26 +128,43 @@ class EncodedSplit:
                 return latents.copy(key)
             return latents.copy_either(key, f"{key}_flipped", flip.numpy())
 
+        control, image = self._led(bucket, wanted)
+        if control is not None and flip is not None and shards.has("latents_flipped"):
+            control[flip] = control[flip].flip(-1)
         return Samples(
             latents=either("latents"),
             logvar=either("logvar") if shards.has("logvar") else None,
             text=text.copy("text"),
             text_mask=text.copy("text_mask"),
+            text_pooled=text.copy("text_pooled") if self._text.has("text_pooled") else None,
             original_size=latents.copy("original_size"),
             crop=latents.copy("crop"),
             target_size=latents.copy("target_size"),
+            control=control,
+            image=image,
             extra={key: either(key) for key in extra},
         )
+
+    def _led(self, bucket: int, rows: NDArray[np.int64]) -> tuple[Tensor | None, Tensor | None]:
+        """Control pictures and the embeddings of reference images, where the set has them."""
+        if not self._images:
+            return None, None
+        shards = self._images[bucket]
+        images = shards.at(rows)
+        control, image = (images.copy(key) if shards.has(key) else None for key in ("control", "image"))
+        return control, image
 
     def ids(self, bucket: int, rows: Tensor) -> list[str]:
         """The records' ids of rows (n,) int64 of a bucket."""
         return self._index.ids(self._rows(bucket, rows.numpy()))
 
     def fetch(self, bucket: int, rows: Tensor) -> None:
-        """Brings the shards of those rows, and of all their captions, to this machine."""
+        """Brings the shards of those rows, their images and of all their captions, to this machine."""
         wanted, latents = rows.numpy(), self._latents[bucket]
         for number in np.unique(latents.numbers(wanted)).tolist():
             latents.fetch(number)
+            if self._images:
+                self._images[bucket].fetch(number)
         for number in np.unique(self._text.numbers(self._index.all_captions(self._rows(bucket, wanted)))).tolist():
             self._text.fetch(number)
 
@@ -141,7 +175,7 @@ class EncodedSplit:
 
 
 class EncodedSet:
-    """An encoded set that ``encode`` wrote."""
+    """An encoded set that ``encode`` wrote; ``empty`` is the empty caption, ``prompts`` those of the sample grid."""
 
     def __init__(self, manifest: EncodedManifest, places: Sequence[LocalPlace | RemotePlace]) -> None:
         self.manifest = manifest
@@ -150,8 +184,10 @@ class EncodedSet:
         self._splits: dict[str, EncodedSplit] = {}
         self._opening = threading.Lock()
         prompts = load_file(find(places, PROMPTS, manifest.prompts_sha256)[0])
-        self.empty_text, self.empty_mask = prompts["text"][:1], prompts["text_mask"][:1]
-        self.prompt_text, self.prompt_mask = prompts["text"][1:], prompts["text_mask"][1:]
+        sizes = square(len(prompts["text"]), manifest.resolution)
+        every = Condition(prompts["text"], prompts["text_mask"], prompts.get("text_pooled"), sizes)
+        self.prompts = every.each(lambda rows: rows[1:])
+        self.empty = replace(every.each(lambda rows: rows[:1]), control=self._blank(), image=self._no_image())
 
     @classmethod
     def open(cls, place: Path | str, parts: Sequence[Path | str] = ()) -> "EncodedSet":
@@ -161,6 +197,16 @@ class EncodedSet:
         """
         places = [open_place(one) for one in (place, *parts)]
         return cls(read_manifest(place), places)
+
+    def _blank(self) -> Tensor | None:
+        """A black control picture, where the set has any."""
+        side = self.manifest.resolution
+        return torch.zeros(1, 3, side, side, dtype=torch.uint8) if self.manifest.images.control else None
+
+    def _no_image(self) -> Tensor | None:
+        """What stands for no reference image, where the set has any."""
+        width = self.manifest.images.width
+        return torch.zeros(1, width) if width else None
 
     def __str__(self) -> str:
         """Where the set lies, in words."""
@@ -176,6 +222,15 @@ class EncodedSet:
             if folder := place.with_folders(CARRIED, self.manifest.digest):
                 return folder
         raise LatentflowError(f"{self} holds no {CARRIED[0]}/: give the first part's folder too, which carries it.")
+
+    @cached_property
+    def image_folder(self) -> Path:
+        """A folder of this machine with ``image_encoder/``. Raises LatentflowError when no place has it."""
+        for place in self._places:
+            # A remote place keeps what it fetched of a set by the digest it is asked for.
+            if folder := place.with_folders((IMAGE_ENCODER,), f"{self.manifest.digest}-images"):
+                return folder
+        raise LatentflowError(f"{self} holds no {IMAGE_ENCODER}/: give the first part's folder too, which carries it.")
 
     def split(self, name: str) -> EncodedSplit:
         """A split's rows. Raises LatentflowError where it holds none."""
@@ -204,8 +259,17 @@ class EncodedSet:
             )
         buckets = tuple(Bucket(shape, tuple(shard for _, shard in group)) for shape, group in members.items())
         latents = [MappedShards(bucket.shards, self._places) for bucket in buckets]
+        images = self._images(buckets)
         starts = [_shifts(bucket, [first for first, _ in members[bucket.shape]]) for bucket in buckets]
-        return EncodedSplit(buckets, latents, starts, self._text, self._index)
+        return EncodedSplit(buckets, latents, images, starts, self._text, self._index)
+
+    def _images(self, buckets: Sequence[Bucket]) -> list[MappedShards]:
+        """The images of the buckets' latents, in their order; none where the set has none."""
+        by_file = {shard.file: shard for shard in self.manifest.shards if shard.kind == "images"}
+        if not by_file:
+            return []
+        along = [[by_file[images_name(shard.file)] for shard in bucket.shards] for bucket in buckets]
+        return [MappedShards(shards, self._places) for shards in along]
 
 
 def _shifts(bucket: Bucket, firsts: list[int]) -> NDArray[np.int64]:

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from filelock import FileLock
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from latentflow.data.shards import describe_shard, write_shard
 from latentflow.files import sha256_file, write_json
-from latentflow.manifest import Shard
+from latentflow.manifest import Kind, Shard
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class Place:
 class Packs:
     """The packs of one kind of row that were made in one way."""
 
-    def __init__(self, folder: Path, kind: Literal["latents", "text"]) -> None:
+    def __init__(self, folder: Path, kind: Kind) -> None:
         self.folder = folder
         self.kind = kind
         self._places: dict[bytes, Place] | None = None

@@ -8,7 +8,7 @@ import numpy as np
 
 from latentflow.data import buckets
 from latentflow.data.records import SPLITS
-from latentflow.data.shards import latents_name, text_name
+from latentflow.data.shards import images_name, latents_name, text_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """What decides shapes: the square's side, the VAE, buckets (step 0: none), frames of clips, rows of a shard."""
+    """What decides shapes: the square's side, the VAE, buckets (step 0: none), frames of clips, rows of a shard.
+
+    ``images``: whether the records have control or reference images.
+    ``vae_frames``: how many frames of a clip the VAE makes one of, but for the first; 0 where it knows pictures only.
+    """
 
     resolution: int
     factor: int
+    vae_frames: int
     channels: int
     bucket_step: int
     bucket_min_ratio: float
@@ -28,10 +33,11 @@ class Layout:
     clip_stride: int
     clip_fps: float
     shard_size: int
+    images: bool = False
 
     def shape(self, height: int, width: int, frames: int) -> list[int]:
         """Of the latents of a picture (frames 0) or clip of this size in pixels."""
-        time = [frames] if frames else []
+        time = [(frames - 1) // self.vae_frames + 1 if self.vae_frames else frames] if frames else []
         return [self.channels, *time, height // self.factor, width // self.factor]
 
 
@@ -54,11 +60,34 @@ class LatentsJob:
 
 
 @dataclass(frozen=True)
+class ImagesJob:
+    """The shard of control and reference images that goes with one of latents, row by row."""
+
+    latents: LatentsJob
+
+    @property
+    def file(self) -> str:
+        return images_name(self.latents.file)
+
+    @property
+    def split(self) -> str:
+        return self.latents.split
+
+    @property
+    def size(self) -> str:
+        """As of the latents."""
+        return self.latents.size
+
+
+@dataclass(frozen=True)
 class TextJob:
     """One shard of text: ``captions`` are distinct over the whole set."""
 
     file: str
     captions: list[str]
+
+
+Job = LatentsJob | ImagesJob | TextJob
 
 
 @dataclass(frozen=True)
@@ -71,6 +100,7 @@ class EncodePlan:
     """
 
     latents: list[LatentsJob]
+    images: list[ImagesJob]
     text: list[TextJob]
     square: list[int]
     left_out: int
@@ -78,10 +108,10 @@ class EncodePlan:
     caption_numbers: np.ndarray
 
     @property
-    def jobs(self) -> "list[LatentsJob | TextJob]":
-        return [*self.latents, *self.text]
+    def jobs(self) -> list[Job]:
+        return [*self.latents, *self.images, *self.text]
 
-    def part(self, number: int, of: int) -> "list[LatentsJob | TextJob]":
+    def part(self, number: int, of: int) -> list[Job]:
         """The jobs of part ``number`` of ``of``, from 1: every shard is in one part."""
         return self.jobs[number - 1 :: of]
 
@@ -94,10 +124,11 @@ def make(records: "pa.Table", layout: Layout) -> EncodePlan:
         for number, start in enumerate(range(0, len(captions), layout.shard_size))
     ]
     latents = list(_latents(records, layout))
+    images = [ImagesJob(job) for job in latents] if layout.images else []
     frames = min((job.frames for job in latents), default=0)
     square = layout.shape(layout.resolution, layout.resolution, frames)
     left_out = len(records) - sum(len(job.rows) for job in latents)
-    return EncodePlan(latents, text, square, left_out, starts, numbers)
+    return EncodePlan(latents, images, text, square, left_out, starts, numbers)
 
 
 def _captions(records: "pa.Table") -> tuple[list[str], np.ndarray, np.ndarray]:

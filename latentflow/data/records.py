@@ -122,6 +122,10 @@ class RecordSet:
         """The records of one split, in order."""
         return Records(self._lean, np.flatnonzero(pc.equal(self.arrow["split"], name).to_numpy()))
 
+    def at(self, rows: NDArray[np.int64]) -> Sequence[Record]:
+        """The records of those rows of the table, in their order."""
+        return Records(self._lean, rows)
+
     def read(self, record: Record | Condition) -> bytes:
         """The media's bytes as they came. Raises LatentflowError when they changed since."""
         path = self.folder / tar_name(record.media)

@@ -4,29 +4,27 @@ from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
-import torch
 from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, AutoencoderKL, SchedulerMixin
 from torch import Tensor, nn
 
+from latentflow.data.condition import Condition
+from latentflow.denoisers.family import NewFamily
 from latentflow.denoisers.intake import Intake
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
 
 
-class AuraFlow:
+class AuraFlow(NewFamily):
     """A transformer in which patches and caption tokens attend to each other jointly; padding is zeroed."""
 
-    subfolder = "transformer"
     model_class = "AuraFlowTransformer2DModel"
     pipeline_class = "AuraFlowPipeline"
     flow_pipeline = True
     fixed_positions = True
-    memory_format = torch.contiguous_format
-    adapter_targets: tuple[str, ...] = (
+    adapter_targets = (
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
-    loads_adapters = True
 
     def patch_size(self, params: ModelParams) -> int:
         return params.auraflow.patch_size
@@ -54,8 +52,9 @@ class AuraFlow:
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         return [*model.joint_transformer_blocks, *model.single_transformer_blocks]  # type: ignore[arg-type,list-item,misc]
 
-    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        output: Tensor = model(xt, text * mask[..., None].to(text.dtype), timestep / 1000).sample
+    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        text = condition.text * condition.mask[..., None].to(condition.text.dtype)
+        output: Tensor = model(xt, text, timestep / 1000).sample
         return output
 
     def pipeline(

@@ -3,26 +3,23 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel, SchedulerMixin
 from torch import Tensor, nn
 
+from latentflow.data.condition import Condition
+from latentflow.denoisers.family import NewFamily
 from latentflow.denoisers.intake import Intake, refuse_conditions
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
 
 
-class PixArt:
+class PixArt(NewFamily):
     """A DiT whose patches attend to each other and, masked, to the caption (Chen et al. 2023)."""
 
-    subfolder = "transformer"
     model_class = "PixArtTransformer2DModel"
     pipeline_class = "PixArtAlphaPipeline"
-    flow_pipeline = False
-    fixed_positions = False
-    memory_format = torch.contiguous_format
     # The feed-forward layers too, as in PixArt's own trainer.
-    adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    adapter_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     # diffusers 0.42 has no loader for this class.
     loads_adapters = False
 
@@ -54,11 +51,11 @@ class PixArt:
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         return list(model.transformer_blocks)  # type: ignore[arg-type,list-item,misc]
 
-    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         output: Tensor = model(
             xt,
-            encoder_hidden_states=text,
-            encoder_attention_mask=mask,
+            encoder_hidden_states=condition.text,
+            encoder_attention_mask=condition.mask,
             timestep=timestep,
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
         ).sample

@@ -18,10 +18,13 @@ from diffusers import (
 )
 
 from latentflow.denoisers.carried import carry_code
-from latentflow.denoisers.families import family_of, read_diffusion
+from latentflow.denoisers.families import FRAMES, GENERATION, family_of, read_diffusion
+from latentflow.denoisers.family import Family
 from latentflow.diffusion import Diffusion
 from latentflow.diffusion.definitions import BETA_END, BETA_START
 from latentflow.diffusion.schedules import dynamic_mu
+from latentflow.encoders.latent_shapes import latent_shape
+from latentflow.errors import LatentflowError
 from latentflow.files import write_json
 from latentflow.scheduler import DefinitionScheduler
 
@@ -31,11 +34,57 @@ class NoSchedulerError(ValueError):
 
 
 def scheduler_of(folder: Path, sampler: str) -> SchedulerMixin:
-    """The scheduler with which a saved pipeline folder is drawn by ``sampler``."""
-    family = family_of(folder)
-    config = json.loads((folder / family.subfolder / "config.json").read_text(encoding="utf-8"))
-    tokens = (config["sample_size"] // config.get("patch_size", 2)) ** 2
-    return scheduler_for(read_diffusion(folder), sampler, tokens, family.flow_pipeline)
+    """The scheduler with which a saved pipeline folder is drawn by ``sampler``.
+
+    Raises LatentflowError where the pipeline cannot be drawn by it.
+    """
+    family, diffusion = family_of(folder), read_diffusion(folder)
+    check_sampler(family, sampler)
+    own = _read(folder / "scheduler" / "scheduler_config.json")
+    shifts = diffusion.name == "flow" and diffusion.schedule.name == "dynamic_shift" and own.get("use_dynamic_shifting")
+    if sampler == "euler" and family.flow_pipeline and shifts:
+        # Its shift follows the size of each picture, which a scheduler made for one size does not.
+        return FlowMatchEulerDiscreteScheduler.from_config(own)
+    config = _read(folder / family.subfolder / "config.json")
+    tokens = family.tokens(config, (0, *_latent_size(folder, config)))
+    return scheduler_for(diffusion, sampler, tokens, family.flow_pipeline)
+
+
+def check_sampler(family: Family, sampler: str) -> None:
+    """Raises LatentflowError where the family's pipeline cannot be drawn by that sampler."""
+    if sampler not in family.samplers:
+        raise LatentflowError(
+            f"evaluate.sampler {sampler}: a {family.pipeline_class} lays out its own σ, which only "
+            f"{', '.join(family.samplers)} takes; set it to {family.samplers[0]}."
+        )
+
+
+def check_diffusion(family: Family, diffusion: Diffusion) -> None:
+    """Raises LatentflowError where what would be trained could not be drawn by the family's pipeline."""
+    if family.led_by_frame and diffusion.name != "flow":
+        raise LatentflowError(
+            f"diffusion.definition {diffusion.name}: a {family.pipeline_class} keeps the first frame in a way of flow "
+            "matching's own; leave it at auto."
+        )
+    if family.lays_out_sigmas and (diffusion.name != "flow" or _flow_shift(diffusion, 1) is None):
+        raise LatentflowError(
+            f"diffusion: a {family.pipeline_class} lays out its own σ, which definition {diffusion.name} with schedule "
+            f"{diffusion.schedule.name} does not take; leave diffusion.definition and diffusion.schedule at auto."
+        )
+
+
+def _latent_size(folder: Path, config: dict[str, Any]) -> tuple[int, int, int]:
+    """Frames, height and width of the latents of what a saved pipeline draws unless told otherwise."""
+    if "sample_size" in config:
+        return 1, config["sample_size"], config["sample_size"]
+    drawn, shape = _read(folder / GENERATION), latent_shape(_read(folder / "vae" / "config.json"))
+    frames = shape.shortened(drawn["call"].get(FRAMES, 1))
+    return frames, drawn["height"] // shape.factor, drawn["width"] // shape.factor
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
 
 
 def put_scheduler(folder: Path, scheduler: SchedulerMixin) -> None:

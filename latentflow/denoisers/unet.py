@@ -7,28 +7,55 @@ import torch
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
+from latentflow.data.condition import Condition
+from latentflow.denoisers.family import Family, NewFamily
 from latentflow.denoisers.intake import Intake, refuse_conditions
 from latentflow.encoders.text import TextEncoder
 from latentflow.params import ModelParams
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+MORE_CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim")
+"""Settings of a UNet that must be told more than any pipeline here tells it."""
 
-class UNet:
+
+def unet_blocks(model: nn.Module) -> list[nn.Module]:
+    """A UNet's levels, down and up."""
+    return [*model.down_blocks, model.mid_block, *model.up_blocks]  # type: ignore[arg-type,list-item,misc]
+
+
+class UNetFamily(Family):
     """A convolutional UNet with cross-attention to all caption tokens, padding included, as its pipeline does."""
 
     subfolder = "unet"
     model_class = "UNet2DConditionModel"
-    pipeline_class = "StableDiffusionPipeline"
-    flow_pipeline = False
-    fixed_positions = False
     memory_format = torch.channels_last
-    adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    loads_adapters = True
+    adapter_targets = ATTENTION
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        return unet_blocks(model)
+
+    def added(self, condition: Condition, like: Tensor) -> dict[str, Any]:  # noqa: ARG002
+        """What the UNet is told besides the caption's tokens, in the type of ``like``."""
+        return {}
+
+    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        told = self.added(condition, xt)
+        output: Tensor = model(
+            xt.contiguous(memory_format=torch.channels_last), timestep, condition.text, added_cond_kwargs=told
+        ).sample
+        return output
+
+
+class UNet(UNetFamily, NewFamily):
+    """That of Stable Diffusion 1.5 and 2.1, and of new models."""
+
+    pipeline_class = "StableDiffusionPipeline"
 
     def patch_size(self, params: ModelParams) -> int:  # noqa: ARG002
         return 1
 
     def intake(self, config: Mapping[str, Any]) -> Intake:
-        more = ["class_embed_type", "num_class_embeds", "encoder_hid_dim_type"]
+        more = [*MORE_CONDITIONS]
         if config.get("addition_embed_type") != "text":  # That one is made of the caption itself.
             more.append("addition_embed_type")
         refuse_conditions(config, more)
@@ -52,13 +79,6 @@ class UNet:
             addition_embed_type_num_heads=sizes.head_dim,
         )
 
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
-        return [*model.down_blocks, model.mid_block, *model.up_blocks]  # type: ignore[arg-type,list-item,misc]
-
-    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        output: Tensor = model(xt.contiguous(memory_format=torch.channels_last), timestep, text).sample
-        return output
-
     def pipeline(
         self, model: UNet2DConditionModel, vae: AutoencoderKL, text: TextEncoder, scheduler: SchedulerMixin
     ) -> StableDiffusionPipeline:
@@ -72,6 +92,3 @@ class UNet:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-
-    def call_arguments(self, max_tokens: int) -> dict[str, Any]:  # noqa: ARG002
-        return {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentflow.data.packs import missing
-from latentflow.data.plan import EncodePlan, LatentsJob, TextJob
+from latentflow.data.plan import EncodePlan, Job, TextJob
 from latentflow.encoders.filling import Encoders
 from latentflow.encoders.rows import MADE_FROM
 
@@ -21,21 +21,20 @@ class _Tally:
 
 def explained(encoders: Encoders, plan: EncodePlan) -> list[str]:
     """Sentences: per kind how many rows are in the work store and how many have to be encoded, and the reason."""
-    pictures, captions = encoders.pictures, encoders.captions
+    pictures, images, captions = encoders.pictures, encoders.images, encoders.captions
     return [
         *_kind("latents", encoders, plan.latents, pictures.folder, pictures.made_from),
+        *_kind("images", encoders, plan.images, images.folder, images.made_from),
         *_kind("text", encoders, plan.text, captions.folder, captions.made_from),
     ]
 
 
-def _kind(
-    name: str, encoders: Encoders, jobs: "Sequence[LatentsJob | TextJob]", folder: Path, made_from: dict[str, Any]
-) -> Iterator[str]:
+def _kind(name: str, encoders: Encoders, jobs: Sequence[Job], folder: Path, made_from: dict[str, Any]) -> Iterator[str]:
     by_size: dict[str, _Tally] = {}
     for job in jobs:
         rows = encoders.of(job)
         keys = rows.keys(job)
-        tally = by_size.setdefault(job.size if isinstance(job, LatentsJob) else "", _Tally())
+        tally = by_size.setdefault("" if isinstance(job, TextJob) else job.size, _Tally())
         tally.shards += 1
         tally.rows += len(set(keys))
         tally.missing += len(missing(keys, rows.packs(job).places(keys)))

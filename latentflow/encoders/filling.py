@@ -5,19 +5,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from latentflow.data.packs import Packs, missing
-from latentflow.data.plan import LatentsJob, TextJob
+from latentflow.data.plan import ImagesJob, Job, LatentsJob, TextJob
+from latentflow.encoders.image_rows import ImageRows
 from latentflow.encoders.rows import CaptionRows, PictureRows
 from latentflow.manifest import Shard
 from latentflow.params import EncodeParams
 from latentflow.progress import track
 
-J = TypeVar("J", LatentsJob, TextJob, contravariant=True)
+J = TypeVar("J", LatentsJob, ImagesJob, TextJob, contravariant=True)
 
 
 class Rows(Protocol[J]):
@@ -37,10 +38,13 @@ class Encoders:
     """Who makes which kind of row."""
 
     pictures: PictureRows
+    images: ImageRows
     captions: CaptionRows
 
-    def of(self, job: LatentsJob | TextJob) -> "Rows":  # type: ignore[type-arg]
-        return self.captions if isinstance(job, TextJob) else self.pictures
+    def of(self, job: Job) -> "Rows[Any]":
+        if isinstance(job, TextJob):
+            return self.captions
+        return self.images if isinstance(job, ImagesJob) else self.pictures
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Finished:
     pack: Path
 
 
-def fill(encoders: Encoders, jobs: "Sequence[LatentsJob | TextJob]") -> list[Finished]:
+def fill(encoders: Encoders, jobs: Sequence[Job]) -> list[Finished]:
     """Completes the jobs' shards, in their order.
 
     One shard is written while the next is encoded; a kill costs no more than these. Another process that makes the
@@ -90,15 +94,13 @@ def _tensors(rows: "Rows[J]", packs: Packs, job: J, keys: list[bytes]) -> dict[s
     return packs.assemble(keys, places, fresh) if places or len(wanted) < len(keys) else fresh
 
 
-def _write(
-    packs: Packs, job: LatentsJob | TextJob, keys: list[bytes], tensors: dict[str, Tensor], held: ExitStack
-) -> Finished:
+def _write(packs: Packs, job: Job, keys: list[bytes], tensors: dict[str, Tensor], held: ExitStack) -> Finished:
     with held:
         return _named(packs.write(keys, tensors), job, packs.path(keys))
 
 
-def _named(shard: Shard, job: LatentsJob | TextJob, pack: Path) -> Finished:
-    split = job.split if isinstance(job, LatentsJob) else ""
+def _named(shard: Shard, job: Job, pack: Path) -> Finished:
+    split = "" if isinstance(job, TextJob) else job.split
     return Finished(shard.model_copy(update={"file": job.file, "split": split}), pack)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import ModelMixin
 from filelock import FileLock
 from PIL import Image
 from torch import Tensor
@@ -27,8 +27,8 @@ from latentflow.data.plan import LatentsJob, TextJob
 from latentflow.data.records import Record, RecordSet
 from latentflow.data.shards import PROMPTS
 from latentflow.devices import best_device
-from latentflow.encoders import text as text_room
 from latentflow.encoders import vae as vae_room
+from latentflow.encoders.captions import CaptionEncoder, CaptionSource
 from latentflow.encoders.text import TextEncoder
 from latentflow.errors import LatentflowError
 from latentflow.files import atomic_folder, digest_json, write_json
@@ -60,7 +60,7 @@ class PictureRows:
             "clip": [params.clip_frames, params.clip_stride, params.clip_fps],
             "version": LATENTS_VERSION,
         } | ({"force_rerun": token} if token else {})
-        self.folder = _namespace(store / "latents", self.made_from)
+        self.folder = namespace(store / "latents", self.made_from)
         self._packs: dict[str, Packs] = {}
 
     def packs(self, job: LatentsJob) -> Packs:
@@ -71,8 +71,8 @@ class PictureRows:
         return self.records.arrow["sha256"].take(job.rows).to_pylist()  # type: ignore[no-any-return]
 
     @cached_property
-    def vae(self) -> AutoencoderKL:
-        _note(self.folder, self.made_from)
+    def vae(self) -> ModelMixin:
+        note(self.folder, self.made_from)
         vae = vae_room.load_from(self._autoencoder)
         vae.to(best_device())
         return vae
@@ -87,13 +87,13 @@ class PictureRows:
         loader = torch.utils.data.DataLoader(
             decoded,
             batch_size=None,
-            num_workers=_workers(self.params.workers, len(batches)),
+            num_workers=workers(self.params.workers, len(batches)),
             pin_memory=self.vae.device.type == "cuda",
         )
         for (rows, new), (pixels, sizes) in zip(batches, loader, strict=True):
             tensors = self._latents(pixels, clips=bool(job.frames)) | sizes
-            tensors["source"] = _as_rows([records[row].sha256 for row in rows])
-            _require_finite(tensors, [records[row].id for row in rows])
+            tensors["source"] = as_rows([records[row].sha256 for row in rows])
+            require_finite(tensors, [records[row].id for row in rows])
             yield {name: tensor[:new] for name, tensor in tensors.items()}
 
     def _latents(self, pixels: Tensor, clips: bool) -> dict[str, Tensor]:
@@ -107,26 +107,34 @@ class PictureRows:
         return {name: tensor.to(dtype).cpu() for name, tensor in shaped.items()}
 
     def _posterior(self, values: Tensor, suffix: str) -> dict[str, Tensor]:
-        """Frame by frame, as an image VAE does."""
+        """Frame by frame by an image VAE, a clip as a whole by a video VAE."""
+        whole = vae_room.knows_clips(self.vae)
         with torch.autocast(values.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
-            mean, logvar = vae_room.posterior(self.vae, values.flatten(0, 1))
-        columns = {"latents": mean} | ({"logvar": logvar} if self.params.posterior == "distribution" else {})
-        frames = values.shape[:2]
-        return {f"{name}{suffix}": tensor.unflatten(0, frames).transpose(1, 2) for name, tensor in columns.items()}
+            mean, logvar = vae_room.posterior(self.vae, values.transpose(1, 2) if whole else values.flatten(0, 1))
+        columns = {"latents": mean}
+        if self.params.posterior == "distribution":
+            if logvar is None:
+                raise LatentflowError(
+                    f"encode.posterior distribution: {type(self.vae).__name__} gives no distribution; set it to mean."
+                )
+            columns["logvar"] = logvar
+        if not whole:
+            columns = {key: one.unflatten(0, values.shape[:2]).transpose(1, 2) for key, one in columns.items()}
+        return {f"{name}{suffix}": tensor for name, tensor in columns.items()}
 
 
 class CaptionRows:
     """Hidden states of distinct captions, encoded in full batches."""
 
-    def __init__(self, params: EncodeParams, digest: str, store: Path, token: str) -> None:
+    def __init__(self, params: EncodeParams, source: CaptionSource, store: Path, token: str) -> None:
         self.params = params
-        self.made_from = {
-            "text_encoder": digest,
-            "max_tokens": params.max_tokens,
-            "dtype": params.dtype,
-            "version": TEXT_VERSION,
-        } | ({"force_rerun": token} if token else {})
-        self.folder = _namespace(store / "text", self.made_from)
+        self.source = source
+        self.made_from = (
+            source.made_from
+            | {"dtype": params.dtype, "version": TEXT_VERSION}
+            | ({"force_rerun": token} if token else {})
+        )
+        self.folder = namespace(store / "text", self.made_from)
         self._packs = Packs(self.folder / "rows", "text")
 
     def packs(self, job: TextJob) -> Packs:  # noqa: ARG002
@@ -136,21 +144,23 @@ class CaptionRows:
         return [_caption_key(caption) for caption in job.captions]
 
     @cached_property
-    def text(self) -> TextEncoder:
-        _note(self.folder, self.made_from)
-        text = text_room.load(self.params.text_encoder, self.params.max_tokens)
-        text.model.to(best_device())  # type: ignore[arg-type]
+    def text(self) -> CaptionEncoder:
+        note(self.folder, self.made_from)
+        text = self.source.load()
+        text.to(best_device())
         return text
 
     def encode(self, job: TextJob, wanted: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """The tensors of the job's captions ``wanted``, batch by batch."""
         captions = [job.captions[row] for row in wanted]
-        keys = _as_rows([_caption_key(caption) for caption in captions])
+        keys = as_rows([_caption_key(caption) for caption in captions])
         dtype = getattr(torch, self.params.dtype)
         for rows, new in full_batches(len(captions), self.params.batch_size):
-            hidden, mask = self.text.encode([captions[row] for row in rows])
-            tensors = {"text": hidden.to(dtype).cpu(), "text_mask": mask.cpu(), "source": keys[rows]}
-            _require_finite(tensors, [captions[row] for row in rows])
+            told = self.text.encode([captions[row] for row in rows])
+            tensors = {"text": told.text.to(dtype).cpu(), "text_mask": told.mask.cpu(), "source": keys[rows]}
+            if told.pooled is not None:
+                tensors["text_pooled"] = told.pooled.to(dtype).cpu()
+            require_finite(tensors, [captions[row] for row in rows])
             yield {name: tensor[:new] for name, tensor in tensors.items()}
 
     @property
@@ -159,11 +169,12 @@ class CaptionRows:
         return TextJob(PROMPTS, ["", *self.params.sample_prompts])
 
     def saved(self) -> Path:
-        """The folder with ``text_encoder/`` and ``tokenizer/``, saved once beside the rows."""
+        """The folder with ``text_encoder/`` and ``tokenizer/`` of a model by itself, saved once beside the rows."""
         folder = self.folder / "encoder"
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
                 with atomic_folder(folder) as temporary:
+                    assert isinstance(self.text, TextEncoder)
                     self.text.save(temporary)
         return folder
 
@@ -208,11 +219,12 @@ class _Decoded(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return np.stack([pixels for pixels, _ in frames]), frames[0][1]
 
 
-def _namespace(root: Path, made_from: dict[str, Any]) -> Path:
+def namespace(root: Path, made_from: dict[str, Any]) -> Path:
+    """Where the rows lie that are made in one way."""
     return root / digest_json(made_from)[:32]
 
 
-def _note(folder: Path, made_from: dict[str, Any]) -> None:
+def note(folder: Path, made_from: dict[str, Any]) -> None:
     """Says beside the packs what they were made from, for `encode --explain`."""
     write_json(folder / MADE_FROM, made_from)
 
@@ -221,18 +233,19 @@ def _caption_key(caption: str) -> bytes:
     return hashlib.sha256(caption.encode()).digest()
 
 
-def _workers(wanted: int, batches: int) -> int:
+def workers(wanted: int, batches: int) -> int:
     """Worker processes beside this one: at most 8 unless asked for, and none for a single batch."""
     found = wanted or min(8, len(os.sched_getaffinity(0)) - 1)
     return min(found, batches) if found > 1 and batches > 1 else 0
 
 
-def _as_rows(digests: Sequence[bytes]) -> Tensor:
+def as_rows(digests: Sequence[bytes]) -> Tensor:
     """Digests as (n, 32) uint8."""
     return torch.from_numpy(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32).copy())
 
 
-def _require_finite(tensors: dict[str, Tensor], names: Sequence[str]) -> None:
+def require_finite(tensors: dict[str, Tensor], names: Sequence[str]) -> None:
+    """Raises LatentflowError that names the first of ``names`` whose row is not."""
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             row = int((~torch.isfinite(tensor)).flatten(1).any(dim=1).nonzero()[0, 0])

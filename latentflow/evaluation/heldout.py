@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latentflow.data.condition import Condition
 from latentflow.data.encoded import EncodedSplit
 from latentflow.diffusion import Definition
 from latentflow.errors import LatentflowError
@@ -20,19 +21,19 @@ TIMES = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)
 CAP = 2048
 """Samples that are measured at most: more of them would narrow the interval little and cost much."""
 
-Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Predict = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Held-out samples of one shape: ``read`` gives x_0 (n, *shape), text (n, T, W) and mask (n, T) of some of them.
+    """Held-out samples of one shape: ``read`` gives x_0 (n, *shape) and conditions of some of them.
 
     ``read`` takes rows (n,) int64 from 0 to ``count`` - 1 and puts the tensors on the model's device.
     """
 
     count: int
     shape: tuple[int, ...]
-    read: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    read: Callable[[Tensor], tuple[Tensor, Condition]]
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def heldout_groups(split: EncodedSplit, device: torch.device, dtype: torch.dtype
     """The split's samples by bucket; of more than ``CAP``, those whose ids have the smallest hashes."""
 
     def group(bucket: int, rows: Tensor) -> Group:
-        def read(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def read(chosen: Tensor) -> tuple[Tensor, Condition]:
             samples = split.samples(bucket, rows[chosen])
-            return samples.latents.to(device, dtype), samples.text.to(device, dtype), samples.text_mask.to(device)
+            return samples.latents.to(device, dtype), samples.condition.begun(samples.latents).to(device, dtype)
 
         return Group(len(rows), split.buckets[bucket].shape, read)
 
@@ -106,7 +107,7 @@ def heldout_loss(
     seed: int,
     batch_size: int,
 ) -> HeldoutLoss:
-    """Loss of ``predict(xt, sigma, text, text_mask)`` over every sample at every σ.
+    """Loss of ``predict(xt, sigma, condition)`` over every sample at every σ.
 
     Samples are numbered through the groups. The noise of sample i at σ j follows from (seed, i, j) alone: the batch
     size and the other samples have no part in it. Raises LatentflowError when there is no sample.
@@ -139,10 +140,10 @@ def _losses(
     losses: list[Tensor] = []
     for start in range(0, len(pairs), batch_size):
         batch = pairs[start : start + batch_size]
-        clean, text, mask = group.read(torch.tensor([i for i, _ in batch]))
+        clean, condition = group.read(torch.tensor([i for i, _ in batch]))
         sigma = torch.tensor([sigmas[j] for _, j in batch], dtype=torch.float64, device=clean.device)
         noise = torch.stack([_noise(group.shape, seed, first + i, j) for i, j in batch]).to(clean)
-        output = predict(definition.add_noise(clean, noise, sigma), sigma, text, mask)
+        output = predict(definition.add_noise(clean, noise, sigma), sigma, condition)
         error = output.to(clean.dtype) - definition.target(clean, noise, sigma)
         losses.append(error.square().flatten(1).mean(1).double().cpu())
     return torch.cat(losses).reshape(len(sigmas), group.count)

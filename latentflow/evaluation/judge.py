@@ -206,8 +206,9 @@ def judge(case: Case) -> Findings:
 
 def _grid_requests(plan: Plan, params: EvaluateParams) -> list[Request]:
     """Free prompts, and held-out captions where there are not enough of them; the same seed for all."""
-    prompts = [*plan.free_prompts, *(record.caption for record in plan.test.records)]
-    return [Request(prompt, plan.seed) for prompt in prompts[: params.grid.prompts]]
+    free = [Request(prompt, plan.seed) for prompt in plan.free_prompts]
+    heldout = [Request(record.caption, plan.seed, record.id) for record in plan.test.records]
+    return [*free, *heldout][: params.grid.prompts]
 
 
 def _real_features(

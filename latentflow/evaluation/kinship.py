@@ -6,10 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentflow.data.condition import Condition
 from latentflow.data.encoded import EncodedSplit
 from latentflow.data.records import Record, RecordSet
+from latentflow.encoders import captions, checkpoint
 from latentflow.encoders import text as text_room
 from latentflow.encoders import vae as vae_room
+from latentflow.errors import LatentflowError
+from latentflow.manifest import EncodedManifest
 from latentflow.pictures import from_bytes
 
 _LOOKED_AT = 4
@@ -17,7 +21,7 @@ _LOOKED_AT = 4
 _TOLERANCE = 0.05
 
 
-def foreign(pipeline: Path, split: EncodedSplit, max_tokens: int, records: RecordSet) -> str:
+def foreign(pipeline: Path, split: EncodedSplit, encoded: EncodedManifest, records: RecordSet) -> str:
     """Why the held-out loss of this model on this set would mean nothing; "" where the set was encoded as it expects.
 
     Some pictures and captions of the split are encoded by the model's own VAE and text encoder and compared.
@@ -26,12 +30,17 @@ def foreign(pipeline: Path, split: EncodedSplit, max_tokens: int, records: Recor
     shape, rows = split.buckets[bucket].shape, torch.arange(min(_LOOKED_AT, split.buckets[bucket].count))
     by_id = {record.id: record for record in records.split("test")}
     chosen = [by_id[name] for name in split.ids(bucket, rows) if name in by_id]
-    if len(shape) != 3 or len(chosen) < len(rows):
+    if len(chosen) < len(rows):
         return "it cannot be told whether the model learnt from latents such as these"
     samples = split.samples(bucket, rows)
-    if not _near(_latents(pipeline, records, chosen, shape), samples.latents.float()):
+    latents = samples.latents.float()
+    # A clip's first frame is encoded as a picture is.
+    first = latents[:, :, 0] if latents.ndim == 5 else latents
+    if not _near(_latents(pipeline, records, chosen, shape), first):
         return "its VAE is not the one that made these latents"
-    if not _near(_text(pipeline, chosen, max_tokens), samples.text.float()):
+    told = _told(pipeline, chosen, encoded)
+    wanted = samples.condition
+    if told is None or not _near(told.text, wanted.text.float()) or not _near_if(told.pooled, wanted.pooled):
         return "its text encoder is not the one that encoded these captions"
     return ""
 
@@ -43,8 +52,22 @@ def _latents(pipeline: Path, records: RecordSet, chosen: list[Record], shape: tu
     return vae_room.encode(vae, from_bytes(torch.from_numpy(np.stack(pictures))))
 
 
-def _text(pipeline: Path, chosen: list[Record], max_tokens: int) -> Tensor:
-    return text_room.load_saved(pipeline, max_tokens).encode([record.caption for record in chosen])[0]
+def _told(pipeline: Path, chosen: list[Record], encoded: EncodedManifest) -> Condition | None:
+    """What the model is told of these captions; None where it does not read them in the way of the set at all."""
+    texts = [record.caption for record in chosen]
+    if not encoded.text_pipeline:
+        return text_room.load_saved(pipeline, encoded.max_tokens).encode(texts)
+    found = checkpoint.find(str(pipeline), "the judged model")
+    if found is None or found.kind != encoded.text_pipeline:
+        return None
+    try:
+        return captions.of_pipeline(str(pipeline), found, encoded.max_tokens).load().encode(texts)
+    except LatentflowError:  # Its text models read another number of tokens, or are not there.
+        return None
+
+
+def _near_if(first: Tensor | None, second: Tensor | None) -> bool:
+    return second is None or (first is not None and _near(first, second.float()))
 
 
 def _near(first: Tensor, second: Tensor) -> bool:

@@ -30,7 +30,7 @@ class Captions:
     def requests(self) -> list[Request]:
         """Caption after caption. No two pictures share a seed: with shared noise they would not be independent."""
         return [
-            Request(record.caption, self.seed(row, number))
+            Request(record.caption, self.seed(row, number), record.id)
             for row, record in enumerate(self.records)
             for number in range(self.seeds)
         ]

@@ -71,7 +71,7 @@ def _cards(findings: Findings) -> list[tuple[str, str, str]]:
     suspects = findings.memorisation.suspects
     cards.append(("Suspected of memory", f"{100 * suspects.mean:.1f} %", "of real held-out pictures 5 % would be"))
     diversity, metrics = findings.diversity, findings.metrics
-    if "diversity/test" in metrics:
+    if "diversity/test" in metrics and diversity.reference:  # Real pictures that are all the same have none.
         relative = f"{100 * metrics['diversity/test'] / diversity.reference:.0f} %"
         of = "of that of real pictures" + (" of one caption" if diversity.real_caption is not None else "")
         cards.append(("Diversity, held-out captions", relative, of))

@@ -58,7 +58,7 @@ def write_picture(image: "Image", file: Path, origin: Origin) -> None:
     info.add_itxt("Description", "\n".join(dict.fromkeys(order.prompt for order in origin.orders)))
     info.add_text("Software", f"latentflow {__version__}")
     with atomic_file(file) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+        image.save(temporary, format="PNG", pnginfo=info, save_all=getattr(image, "is_animated", False))
 
 
 def is_folder(out: Path, given: str) -> bool:

@@ -17,6 +17,7 @@ class Asked:
     seed: int | None = None
     seeds: str = ""
     negative: str = ""
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,18 @@ def read(asked: Asked, dials: Dials, model: str | None, default_model: str) -> R
         return _again(asked, asked.again, dials, model)
     seeds = parse_seeds(asked.seeds) if asked.seeds else None if asked.seed is None else [asked.seed]
     if asked.prompts_file:
-        orders = read_orders(asked.prompts_file, seeds, asked.negative)
+        orders = read_orders(asked.prompts_file, seeds, asked.negative, asked.image)
     else:
-        orders = sweep(asked.prompts, seeds or [0], asked.negative)
+        orders = sweep(asked.prompts, seeds or [0], asked.negative, asked.image)
     return Request(model or default_model, orders, dials)
 
 
 def _again(asked: Asked, file: Path, dials: Dials, model: str | None) -> Request:
     """The orders of a picture, by the model that drew it or by another."""
-    if asked.seeds or asked.seed is not None or asked.negative:
+    if asked.seeds or asked.seed is not None or asked.negative or asked.image:
         raise LatentflowError(
-            "--again takes seeds and negative prompts from the picture: leave out --seed, --seeds, --negative."
+            "--again takes seeds, negative prompts and images from the picture: leave out --seed, --seeds, --negative, "
+            "--image."
         )
     from latentflow.generation.album import read_origin
 

@@ -20,7 +20,7 @@ _DIFFUSION = "diffusion.json"
 class Model:
     """A diffusers folder of latentflow with its weights loaded by the first picture.
 
-    ``trust_code`` lets a model with a definition of its owner's import it from the code that it brings along.
+    ``trust_code`` lets a model with a definition or a denoiser of its owner's import it from the code it brings along.
     """
 
     def __init__(self, pulled: Pulled, device: str = "auto", dtype: str = "float32", trust_code: bool = False) -> None:
@@ -40,12 +40,12 @@ class Model:
 
     def samplers(self) -> list[str]:
         """The names of samplers that it can be drawn with, its own first."""
-        from latentflow.diffusion import SAMPLERS
+        from latentflow.denoisers.families import family_of
         from latentflow.registry import pyfunc_model
 
         folder = self.pulled.folder
-        # A model that was not registered yet has no samplers beside it, but its definition gives every one.
-        implied = SAMPLERS if (folder / _DIFFUSION).is_file() else ()
+        # A model that was not registered yet has no samplers beside it, but its definition gives all that fit.
+        implied = family_of(folder).samplers if (folder / _DIFFUSION).is_file() else ()
         return list(dict.fromkeys([*pyfunc_model.samplers(folder), *implied]))
 
     def draw(self, order: Order, dials: Dials) -> "Image":
@@ -55,7 +55,7 @@ class Model:
         settings, painter = self.settings(dials, order.seed), self.load()
         with self._sentences():
             self._learn(painter, settings["sampler"])
-            return painter.paint(Wish(order.prompt, order.negative_prompt), settings)
+            return painter.paint(Wish(order.prompt, order.negative_prompt, _opened(order.image)), settings)
 
     def load(self) -> "Painter":
         """Loads the weights, once."""
@@ -88,6 +88,19 @@ class Model:
             if (folder / "code").is_dir() and not self._trust_code:
                 hint = f" It brings code of its own in {folder / 'code'}: read it, then give --trust-code."
             raise LatentflowError(f"{self.pulled.address} cannot draw: {error}.{hint}") from error
+
+
+def _opened(file: str) -> "Image | None":
+    """The picture that leads, RGB and upright. Raises LatentflowError where it cannot be read."""
+    if not file:
+        return None
+    from latentflow.data.media import decode_picture
+    from latentflow.data.refusal import RefusedError
+
+    try:
+        return decode_picture(Path(file).read_bytes())
+    except (OSError, RefusedError) as error:
+        raise LatentflowError(f"--image {file}: it cannot be read as a picture ({error}).") from error
 
 
 def draw(

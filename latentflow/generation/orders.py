@@ -15,11 +15,15 @@ MOST_SEEDS = 100_000
 
 @dataclass(frozen=True)
 class Order:
-    """One picture; it depends on these, the model and the dials alone."""
+    """One picture; it depends on these, the model and the dials alone.
+
+    ``image`` is the file of the picture that leads a model which needs one.
+    """
 
     prompt: str
     seed: int
     negative_prompt: str = ""
+    image: str = ""
 
 
 class Dials(BaseModel):
@@ -46,18 +50,21 @@ class _Line(BaseModel):
     prompt: str
     seed: int | None = Field(default=None, ge=0)
     negative_prompt: str | None = None
+    image: str | None = None
 
 
-def sweep(prompts: Sequence[str], seeds: Sequence[int], negative_prompt: str = "") -> list[Order]:
+def sweep(prompts: Sequence[str], seeds: Sequence[int], negative_prompt: str = "", image: str = "") -> list[Order]:
     """Every prompt with every seed, prompt by prompt."""
-    return [Order(prompt, seed, negative_prompt) for prompt in prompts for seed in seeds]
+    return [Order(prompt, seed, negative_prompt, image) for prompt in prompts for seed in seeds]
 
 
-def read_orders(file: Path, seeds: Sequence[int] | None = None, negative_prompt: str = "") -> list[Order]:
-    """The prompts of a file: one per line, or in a .jsonl file objects with prompt, seed and negative_prompt.
+def read_orders(
+    file: Path, seeds: Sequence[int] | None = None, negative_prompt: str = "", image: str = ""
+) -> list[Order]:
+    """The prompts of a file: one per line, or in a .jsonl file objects with prompt, seed, negative_prompt and image.
 
-    What a line does not say is ``seeds`` (0 if None: not asked for) and ``negative_prompt``. Raises LatentflowError
-    naming the line.
+    What a line does not say is ``seeds`` (0 if None: not asked for), ``negative_prompt`` and ``image``. Raises
+    LatentflowError naming the line.
     """
     orders: list[Order] = []
     for number, text in _lines(file):
@@ -66,7 +73,7 @@ def read_orders(file: Path, seeds: Sequence[int] | None = None, negative_prompt:
             raise LatentflowError(f"{file}, line {number} names its seed, and seeds were asked for: leave one out.")
         wanted = [line.seed] if line.seed is not None else seeds or [0]
         unwanted = negative_prompt if line.negative_prompt is None else line.negative_prompt
-        orders += sweep([line.prompt], wanted, unwanted)
+        orders += sweep([line.prompt], wanted, unwanted, image if line.image is None else line.image)
     if not orders:
         raise LatentflowError(f"{file} holds no prompts: write one per line.")
     return orders
@@ -90,7 +97,7 @@ def _parse(place: str, text: str) -> _Line:
         where = ".".join(str(part) for part in first["loc"])
         raise LatentflowError(
             f"{place}: {where + ': ' if where else ''}{first['msg']}; a line is "
-            '{"prompt": ..., "seed": ..., "negative_prompt": ...}, of which only prompt is needed.'
+            '{"prompt": ..., "seed": ..., "negative_prompt": ..., "image": ...}, of which only prompt is needed.'
         ) from error
     except ValueError as error:
         raise LatentflowError(f"{place} is not JSON ({error}).") from error

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from latentflow.files import digest_folder
 from latentflow.registry.logged_models import pinned, upload
-from latentflow.registry.pulling import pull
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -25,14 +24,17 @@ def log_adapter(
 ) -> str:
     """Logs an adapter's folder as a model of the run, once, and returns its id; `models:/<id>` loads it.
 
-    ``base_model`` is a pipeline folder or a models:/ address. MLflow keeps the folder that it lies in here: elsewhere,
-    `mlflow.diffusers.load_model(uri).load_pipeline(base_model=<folder>)` names another; the tag latentflow.base_model
-    keeps what was given. ``resolution`` and ``guidance`` are what it draws with unless told otherwise.
+    ``base_model`` is a pipeline folder, a models:/ address or an id of the hub. MLflow keeps the folder that it lies in
+    here: elsewhere, `mlflow.diffusers.load_model(uri).load_pipeline(base_model=<folder>)` names another; the tag
+    latentflow.base_model keeps what was given. ``resolution`` and ``guidance`` are what it draws with unless told
+    otherwise.
     """
+    from latentflow.denoisers.starting import find_pipeline
+
     digest = digest_folder(folder)
     if present := _present(client, client.get_run(run_id), digest):
         return present
-    base = pull(base_model).absolute()
+    base = find_pipeline(base_model).folder.absolute()
 
     def save(path: Path, description: "Model") -> None:
         import mlflow.diffusers

@@ -43,9 +43,8 @@ With diffusers alone, in this folder:
 
 ```python
 import torch
-from diffusers import DiffusionPipeline
-{imports}pipe = DiffusionPipeline.from_pretrained(".")
-picture = pipe("{prompt}", {call}, generator=torch.Generator("cpu").manual_seed(0)).images[0]
+{imports}pipe = {pipeline}.from_pretrained(".")
+picture = pipe("{prompt}", {call}, generator=torch.Generator("cpu").manual_seed(0)).{drawn}
 ```
 
 The three give the same picture for the same seed.
@@ -77,8 +76,11 @@ trained on: whoever publishes pictures looks for that, and keeps to the data's l
 """
 
 
+_DIFFUSERS = "from diffusers import DiffusionPipeline\n"
 # diffusers imports a scheduler of another library only where that is done already.
 _CARRIED = 'import sys; sys.path.append("code"); import latentflow.scheduler  # code that came with the model\n'
+_OWN = "OwnDenoiserPipeline"
+_OWN_PIPELINE = f"from latentflow.own_pipeline import {_OWN}\n"
 
 
 def model_card(package: "Package", carries_code: bool) -> str:
@@ -90,8 +92,10 @@ def model_card(package: "Package", carries_code: bool) -> str:
         name=package.name,
         what=_what(package),
         prompt="red heart",
-        imports=_CARRIED if carries_code else "",
-        call=_call(generation),
+        imports=_imports(model.pipeline_class, carries_code),
+        pipeline=_OWN if model.pipeline_class == _OWN else "DiffusionPipeline",
+        call=_call(generation, model.pipeline_class),
+        drawn="frames[0]" if "num_frames" in generation.get("call", {}) else "images[0]",
         data=_data(lineage, "\n\n"),
         metrics=_table(("figure", "value"), {key: f"{value:.6g}" for key, value in sorted(evaluation.metrics.items())}),
         protocol=_table(("protocol", ""), {key: _cell(value) for key, value in package.protocol.items()}),
@@ -109,6 +113,12 @@ def summary(package: "Package", verdict: "Verdict") -> str:
     how = f"({asked}, {protocol.get('real_pictures', 0):,} real pictures of digest {reference[:12]})"
     data = _data(split_params(package.model.lineage)[0], " ")
     return "\n\n".join([_what(package), f"{measured} {how}.", sentence(verdict), f"Data: {data}"])
+
+
+def _imports(pipeline: str, carries_code: bool) -> str:
+    if pipeline == _OWN:
+        return _CARRIED + _OWN_PIPELINE
+    return _DIFFUSERS + (_CARRIED if carries_code else "")
 
 
 HEADLINES = ("retrieval/train/top5", "retrieval/test/top5", "heldout_loss")
@@ -153,10 +163,12 @@ def _cell(value: Any) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _call(generation: dict[str, Any]) -> str:
+def _call(generation: dict[str, Any], pipeline: str) -> str:
+    from latentflow.registry.pyfunc_model import guided
+
     named = {
         "num_inference_steps": generation["steps"],
-        "guidance_scale": generation["guidance"],
+        **guided(pipeline, generation["guidance"], prompts=1),
         "height": generation["height"],
         "width": generation["width"],
         **generation.get("call", {}),

@@ -71,7 +71,10 @@ def _protocol(evaluation: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def signature(generation: dict[str, Any]) -> "ModelSignature":
-    """Columns `prompt` and perhaps `negative_prompt` in, `image` out, and the parameters with the model's defaults."""
+    """Columns `prompt` and perhaps `negative_prompt` in, `image` out, and the parameters with the model's defaults.
+
+    A model that is led by images also takes `image`, base64 text of a PNG or JPEG.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
@@ -84,6 +87,8 @@ def signature(generation: dict[str, Any]) -> "ModelSignature":
         ParamSpec("sampler", "string", generation["sampler"]),
     ]
     columns = [ColSpec("string", "prompt"), ColSpec("string", "negative_prompt", required=False)]
+    if generation.get("led_by"):
+        columns.append(ColSpec("string", "image"))
     return ModelSignature(Schema(columns), Schema([ColSpec("string", "image")]), ParamSchema(params))
 
 
@@ -103,8 +108,8 @@ def _save(package: Package, folder: Path, description: "Model") -> None:
     """Writes the MLflow model folder, and into its copy of the pipeline what was not known before evaluation."""
     import mlflow.pyfunc
 
+    from latentflow.denoisers.families import family_of
     from latentflow.denoisers.schedulers import put_scheduler, scheduler_of
-    from latentflow.diffusion import SAMPLERS
 
     # MLflow shows a bar for its own copying and advises type hints and an input example; see pyfunc_model.py.
     with store.environment("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"), warnings.catch_warnings():
@@ -120,7 +125,7 @@ def _save(package: Package, folder: Path, description: "Model") -> None:
         )
     pipeline = folder / "artifacts" / "pipeline"
     put_scheduler(pipeline, scheduler_of(pipeline, package.generation["sampler"]))
-    for other in SAMPLERS:
+    for other in family_of(pipeline).samplers:
         if other != package.generation["sampler"]:
             scheduler_of(pipeline, other).save_pretrained(pipeline / "samplers" / other)
     write_json(pipeline / "generation.json", package.generation)

@@ -27,30 +27,59 @@ import diffusers
 import mlflow
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
+import PIL.Image
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, RESOURCE_EXHAUSTED
 from PIL.Image import Image
+from PIL.Image import open as read_image
 from transformers.utils import logging as transformers_logging
 
-COLUMNS = ("prompt", "negative_prompt")
+COLUMNS = ("prompt", "negative_prompt", "image")
 PARAMS = ("seed", "steps", "guidance", "height", "width", "sampler")
-SAMPLERS = "samplers"
+SAMPLERS, IP_ADAPTER = "samplers", "ip_adapter"
 DTYPES = ("float32", "float16", "bfloat16")
 # What a request may ask for at most, so that one of a thousand users cannot stop the server for the others.
 MOST_STEPS, MOST_TIMES_LARGER, LARGEST_SEED = 1000, 4, 2**63 - 1
+# At which clips are shown whose pipeline is told no rate; Wan's are of so many frames per second.
+FRAME_RATE = 16
+# What diffusers has no class for.
+_SCHEDULERS, _OWN = "latentflow.scheduler", "OwnDenoiserPipeline"
 # Of one step this pipeline believes that its model was distilled to draw in one, and asks the scheduler for what only
 # those models' schedulers have.
 _FEWEST_STEPS = {"PixArtAlphaPipeline": 2}
 
 
+def guided(pipeline: str, scale: float, prompts: int) -> dict[str, Any]:
+    """What the call of a pipeline of that class is given so that it is guided by ``scale``, of which 1 is none."""
+    if pipeline == "QwenImagePipeline":  # It contrasts only with captions that are given, one for each prompt.
+        return {"true_cfg_scale": scale, "negative_prompt": [""] * prompts}
+    if pipeline == "ZImagePipeline":  # It adds the contrast to the conditional answer.
+        return {"guidance_scale": scale - 1}
+    return {"guidance_scale": scale}
+
+
+def images_of(result: Any, frame_rate: float) -> list[Image]:
+    """What a pipeline drew, as PIL has it: a clip is one picture of several frames, of which the first is seen."""
+    if hasattr(result, "images"):
+        return list(result.images)
+    return [_animated(frames, 1000 / frame_rate) for frames in result.frames]
+
+
+def _animated(frames: list[Image], milliseconds: float) -> Image:
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format="PNG", save_all=True, append_images=frames[1:], duration=milliseconds)
+    return PIL.Image.open(buffer)
+
+
 class Wish(NamedTuple):
-    """What one picture is to show, and what it is not to show."""
+    """What one picture is to show, what it is not to show, and the picture that leads a model which needs one."""
 
     prompt: str
     negative_prompt: str = ""
+    image: Image | None = None
 
 
 def generation_defaults(folder: Path) -> dict[str, Any]:
@@ -64,27 +93,45 @@ def open_pipeline(
 ) -> DiffusionPipeline:
     """The diffusers pipeline of a folder; device "auto" is a GPU where there is one.
 
-    ``trust_code`` lets a folder that brings code along (a definition that diffusers does not know) import it.
+    ``trust_code`` lets a folder that brings code along (a definition or denoiser that diffusers lacks) import it.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
     if trust_code and (folder / "code").is_dir() and str(folder / "code") not in sys.path:
         sys.path.append(str(folder / "code"))
-    library, name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["scheduler"]
-    if library == "latentflow.scheduler":
-        _our_schedulers(f"its {name}")
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    library, name = index["scheduler"]
+    if library == _SCHEDULERS:
+        _ours(_SCHEDULERS, f"its {name}")
+    kind = DiffusionPipeline
+    if index["_class_name"] == _OWN:
+        kind = getattr(_ours("latentflow.own_pipeline", f"its {_OWN}"), _OWN)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with _quiet():
-        pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, dtype=getattr(torch, dtype))
+        pipeline = kind.from_pretrained(str(folder), local_files_only=True, dtype=getattr(torch, dtype))
+        if (folder / IP_ADAPTER).is_dir():
+            _load_ip_adapter(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
 
-def _our_schedulers(what: str) -> Any:
-    """diffusers takes a scheduler of another library only where that is imported already; ours is no other's code."""
+def _load_ip_adapter(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """The adapter that a folder brings along, with its image encoder where diffusers can use it."""
+    encoder = folder / IP_ADAPTER / "image_encoder"
+    kind = json.loads((encoder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    pipeline.load_ip_adapter(
+        str(folder),
+        subfolder=IP_ADAPTER,
+        weight_name=f"{IP_ADAPTER}.safetensors",
+        image_encoder_folder=encoder.name if kind.startswith("clip") else None,
+    )
+
+
+def _ours(module: str, what: str) -> Any:
+    """diffusers takes a part of another library only where that is imported already; ours is no other's code."""
     try:
-        return importlib.import_module("latentflow.scheduler")
+        return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(f"{what} needs latentflow installed, or the code that it brings along ({error})") from error
 
@@ -105,7 +152,7 @@ def samplers(folder: Path) -> list[str]:
 def _scheduler(folder: Path) -> Any:
     """The scheduler that a folder with a scheduler_config.json describes, of diffusers or of latentflow."""
     name = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))["_class_name"]
-    library = diffusers if hasattr(diffusers, name) else _our_schedulers(f"sampler {folder.name}")
+    library = diffusers if hasattr(diffusers, name) else _ours(_SCHEDULERS, f"sampler {folder.name}")
     return getattr(library, name).from_pretrained(str(folder))
 
 
@@ -119,7 +166,10 @@ class Painter:
         self.folder = folder
         self.defaults = generation_defaults(folder)
         self.pipeline = open_pipeline(folder, device, dtype, trust_code)
-        self._takes_negative = "negative_prompt" in inspect.signature(self.pipeline.__call__).parameters
+        called_with = inspect.signature(self.pipeline.__call__).parameters
+        # Where guidance is a number that the model is told, a second scale, which stays at 1, is for negative prompts.
+        told = "true_cfg_scale" in called_with and "true_cfg_scale" not in guided(type(self.pipeline).__name__, 1.0, 1)
+        self._takes_negative = "negative_prompt" in called_with and not told
         self.schedulers = {self.defaults.get("sampler", ""): self.pipeline.scheduler}
         self._lock = threading.Lock()
 
@@ -133,23 +183,24 @@ class Painter:
 
     def paint(self, wish: Wish, settings: Mapping[str, Any]) -> Image:
         """One picture. The noise is drawn on the CPU, so a GPU starts from the same."""
-        call = dict(settings["call"])
+        self._check_size(settings)
+        guidance = guided(type(self.pipeline).__name__, settings["guidance"], prompts=1)
+        call = {**settings["call"], **guidance, **self._led(wish)}
         if wish.negative_prompt:
             call["negative_prompt"] = self._negative(wish, settings)
         with self._lock:
             self.pipeline.register_modules(scheduler=self._scheduler(settings["sampler"]))
             try:
-                image: Image = self.pipeline(
+                result = self.pipeline(
                     prompt=wish.prompt,
                     num_inference_steps=settings["steps"],
-                    guidance_scale=settings["guidance"],
                     height=settings["height"],
                     width=settings["width"],
                     generator=torch.Generator("cpu").manual_seed(settings["seed"]),
                     output_type="pil",
                     **call,
-                ).images[0]
-                return image
+                )
+                return images_of(result, call.get("frame_rate", FRAME_RATE))[0]
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -158,6 +209,30 @@ class Painter:
                 size = f"{settings['width']}x{settings['height']}"
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"this model cannot draw {size} (width x height): {reason}") from error
+
+    def _check_size(self, settings: Mapping[str, Any]) -> None:
+        """Some pipelines would draw a smaller picture than was asked for."""
+        processor = getattr(self.pipeline, "image_processor", None)
+        step = processor.config.vae_scale_factor if processor is not None else 1
+        if any(settings[side] % step for side in ("height", "width")):
+            size = f"{settings['width']}x{settings['height']}"
+            raise ValueError(f"this model cannot draw {size} (width x height): both must be multiples of {step}")
+
+    def _led(self, wish: Wish) -> dict[str, Any]:
+        """The argument by which the pipeline is given the picture that leads it."""
+        led_by = self.defaults.get("led_by", "")
+        if not led_by:
+            if wish.image is not None:
+                raise ValueError("this model draws by its prompt alone: leave the image out")
+            return {}
+        if wish.image is None:
+            what = "a control picture" if led_by == "controlnet" else "a reference picture"
+            raise ValueError(f"this model is led by {what}: give one as image")
+        if led_by == "controlnet":
+            return {"image": wish.image}
+        if getattr(self.pipeline, "image_encoder", None) is None:
+            raise ValueError("this model's image encoder is a SigLIP, which its pipeline of diffusers cannot ask")
+        return {"ip_adapter_image": wish.image}
 
     def _negative(self, wish: Wish, settings: Mapping[str, Any]) -> str:
         if not self._takes_negative:
@@ -230,27 +305,38 @@ def _quiet() -> Iterator[None]:
 
 
 def to_png(image: Image) -> bytes:
-    """A picture as PNG bytes."""
+    """A picture as PNG bytes, a clip as those of an animated one."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", save_all=getattr(image, "is_animated", False))
     return buffer.getvalue()
 
 
 def wishes_of(model_input: Any) -> list[Wish]:
-    """The rows' columns `prompt` and `negative_prompt`; ValueError names a row that is no text."""
+    """The rows' columns, see COLUMNS; ValueError names a row that is no text, or no picture."""
     table = pd.DataFrame(model_input)
     # MLflow hands {"prompt": ["a", "b"]} over as one row that holds a list.
     lists = [name for name in table.columns if table[name].map(lambda cell: isinstance(cell, (list, np.ndarray))).any()]
     table = table.explode(lists, ignore_index=True) if lists else table
     negative = table["negative_prompt"] if "negative_prompt" in table else [None] * len(table)
+    images = table["image"] if "image" in table else [None] * len(table)
     wishes = []
-    for row, (prompt, unwanted) in enumerate(zip(table["prompt"], negative, strict=True)):
+    for row, (prompt, unwanted, image) in enumerate(zip(table["prompt"], negative, images, strict=True)):
         if not isinstance(prompt, str):
             raise ValueError(f"prompt {row} is {prompt!r}: it must be text")
         if not isinstance(unwanted, str) and not pd.isna(unwanted):
             raise ValueError(f"negative_prompt {row} is {unwanted!r}: it must be text, or left out")
-        wishes.append(Wish(prompt, unwanted if isinstance(unwanted, str) else ""))
+        wishes.append(Wish(prompt, unwanted if isinstance(unwanted, str) else "", _picture(row, image)))
     return wishes
+
+
+def _picture(row: int, text: Any) -> Image | None:
+    """A picture from base64 text; None where there is none."""
+    if not isinstance(text, str) and pd.isna(text):
+        return None
+    try:
+        return read_image(io.BytesIO(base64.b64decode(text, validate=True))).convert("RGB")
+    except (TypeError, ValueError, OSError) as error:
+        raise ValueError(f"image {row} is no PNG or JPEG in base64 ({error})") from error
 
 
 _MLFLOW_PREDICT = inspect.unwrap(mlflow.pyfunc.PyFuncModel.predict).__code__
@@ -297,7 +383,7 @@ def _answers() -> Iterator[None]:
 with warnings.catch_warnings(record=True):
 
     class TextToImage(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-        """Rows with `prompt` and perhaps `negative_prompt` in, rows with `image` (PNG, base64 text) out."""
+        """Rows with `prompt` and perhaps more of COLUMNS in, rows with `image` (PNG, base64 text) out."""
 
         def load_context(self, context):  # type: ignore[no-untyped-def]
             config = context.model_config or {}

@@ -13,7 +13,7 @@ from latentflow.params import AutoencoderInputs, AutoencoderParams
 from latentflow.workspace import work_folder
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, ModelMixin
     from torch import Tensor
 
     from latentflow.data.records import Record, RecordSet
@@ -30,7 +30,7 @@ def run(inputs: AutoencoderInputs, records: Path, out: Path, force_rerun: str = 
     """Writes ``vae/``, the reconstruction sheet and the PSNR on held-out pictures to ``out``."""
     digests = {"records": RecordsManifest.read(records).digest}
     if inputs.autoencoder.pretrained:
-        digests["pretrained"] = digest_model(inputs.autoencoder.pretrained)
+        digests["pretrained"] = _given(inputs.autoencoder.pretrained)
     key = fingerprint("autoencoder", VERSION, inputs, digests, force_rerun)
     with work_folder("autoencoder", key) as work:
         done = work / "done"
@@ -42,6 +42,14 @@ def run(inputs: AutoencoderInputs, records: Path, out: Path, force_rerun: str = 
         with atomic_folder(out) as folder:
             copy_tree_or_file(done, folder)
     return AutoencoderManifest.read(out)
+
+
+def _given(name: str) -> str:
+    """What stands for the VAE that was given: its content where it is a folder or part of a pipeline."""
+    from latentflow.encoders import checkpoint
+
+    pipeline = checkpoint.find(name, "autoencoder.pretrained", ["vae"])
+    return digest_folder(pipeline.folder / "vae") if pipeline else digest_model(name)
 
 
 def _make(params: AutoencoderParams, records: Path, folder: Path, key: str, digests: dict[str, str]) -> None:
@@ -69,7 +77,7 @@ def _make(params: AutoencoderParams, records: Path, folder: Path, key: str, dige
     log.info("VAE: %.1f dB PSNR on %d held-out pictures", psnr, len(held_out))
 
 
-def _validated(params: AutoencoderParams) -> "AutoencoderKL":
+def _validated(params: AutoencoderParams) -> "ModelMixin":
     from latentflow.encoders import vae as vae_room
 
     vae = vae_room.load(params.pretrained)
@@ -107,7 +115,7 @@ def _trained(params: AutoencoderParams, record_set: "RecordSet", folder: Path) -
 
 
 def _reconstruct(
-    vae: "AutoencoderKL", record_set: "RecordSet", records: "Sequence[Record]", resolution: int
+    vae: "ModelMixin", record_set: "RecordSet", records: "Sequence[Record]", resolution: int
 ) -> "tuple[Tensor, Tensor, float]":
     import torch
 

@@ -17,7 +17,6 @@ from latentflow.files import (
     atomic_folder,
     clone_file,
     copy_tree_or_file,
-    digest_folder,
     digest_json,
     digest_model,
     sha256_file,
@@ -28,6 +27,7 @@ from latentflow.manifest import (
     AutoencoderManifest,
     EncodedManifest,
     EncodedPart,
+    ImageFacts,
     RecordsManifest,
     Shard,
     TextFacts,
@@ -77,7 +77,8 @@ def run(inputs: EncodeInputs, records: Path, autoencoder: Path, out: Path, force
                 with atomic_folder(out) as folder:
                     for one in finished:
                         copy_tree_or_file(one.pack, folder / one.shard.file)
-                    work.describe([one.shard for one in finished], work.hand_over_text(folder), folder)
+                    text, images = work.hand_over_text(folder), work.hand_over_images(folder)
+                    work.describe([one.shard for one in finished], text, images, folder)
                 drop_superseded([one.pack for one in finished])
     return EncodedManifest.read(out)
 
@@ -128,9 +129,11 @@ def _encode_part(work: "_Work", part: Part, out: Path) -> EncodedPart:
     for one in finished:
         with atomic_file(out / one.shard.file) as temporary:
             clone_file(one.pack, temporary)
-    text = work.hand_over_text(out) if part.number == 1 else None
+    text, images = (work.hand_over_text(out), work.hand_over_images(out)) if part.number == 1 else (None, None)
     shards = [one.shard for one in finished]
-    made = EncodedPart(fingerprint=work.fingerprint, number=part.number, of=part.of, shards=shards, text=text)
+    made = EncodedPart(
+        fingerprint=work.fingerprint, number=part.number, of=part.of, shards=shards, text=text, images=images
+    )
     made.write(out)
     return made
 
@@ -154,9 +157,9 @@ def merge(
         work = _Work.open(inputs, records, autoencoder, force_rerun)
         parts = _parts(folders or [out], work.fingerprint)
         shards = {shard.file: shard for part in parts for shard in part.shards}
-        (text,) = [part.text for part in parts if part.text]
+        ((text, images),) = [(part.text, part.images or ImageFacts()) for part in parts if part.text]
         out.mkdir(parents=True, exist_ok=True)
-        manifest = work.describe([shards[job.file] for job in work.plan.jobs], text, out)
+        manifest = work.describe([shards[job.file] for job in work.plan.jobs], text, images, out)
         if storage:
             shared = SharedSet(storage, work.fingerprint)
             shared.put(autoencoder, last=FILE, within=AUTOENCODER)
@@ -189,20 +192,25 @@ class _Work:
     def open(cls, inputs: EncodeInputs, records: Path, autoencoder: Path, token: str) -> "_Work":
         from latentflow.data import plan
         from latentflow.data.records import RecordSet
+        from latentflow.encoders import captions
         from latentflow.encoders.filling import Encoders
+        from latentflow.encoders.image_rows import ImageRows
         from latentflow.encoders.rows import CaptionRows, PictureRows
 
         params, vae_manifest = inputs.encode, AutoencoderManifest.read(autoencoder)
-        record_set = RecordSet.open(records)
+        record_set, source = RecordSet.open(records), captions.find(params)
         digests = {
             "records": record_set.manifest.digest,
             "autoencoder": vae_manifest.digest,
-            "text_encoder": digest_model(params.text_encoder),
+            "text_encoder": source.digest,
         }
+        if params.image_encoder:
+            digests["image_encoder"] = digest_model(params.image_encoder)
         rows = store() / "encode"
         encoders = Encoders(
             PictureRows(params, record_set, autoencoder, vae_manifest.weights, rows, token),
-            CaptionRows(params, digests["text_encoder"], rows, token),
+            ImageRows(params, record_set, rows, token),
+            CaptionRows(params, source, rows, token),
         )
         made = plan.make(record_set.arrow, _layout(inputs, autoencoder, vae_manifest.resolution))
         if made.left_out:
@@ -222,30 +230,22 @@ class _Work:
         )
 
     def hand_over_text(self, folder: Path) -> TextFacts:
-        """Writes the text encoder, for the finished pipeline, and the prompts to ``folder``."""
+        """Writes the prompts to ``folder``, and the text encoder if the finished pipeline is to have it from there."""
         from latentflow.data.shards import PROMPTS
         from latentflow.encoders.filling import fill
-        from latentflow.encoders.text import SavedText
 
         captions = self.encoders.captions
         (prompts,) = fill(self.encoders, [captions.prompts])
         with atomic_file(folder / PROMPTS) as temporary:
             clone_file(prompts.pack, temporary)
-        saved = SavedText(captions.saved())
-        for name in ("text_encoder", "tokenizer"):
-            with atomic_folder(folder / name) as temporary:
-                copy_tree_or_file(saved.folder / name, temporary)
         every = [caption for job in self.plan.text for caption in job.captions]
-        return TextFacts(
-            width=saved.width,
-            cased=saved.cased,
-            text_encoder=digest_folder(saved.folder / "text_encoder"),
-            tokenizer=digest_folder(saved.folder / "tokenizer"),
-            prompts=prompts.shard.sha256,
-            captions_cut=saved.count_cut(every, self.inputs.encode.max_tokens),
-        )
+        return captions.source.hand_over(captions.saved, folder, every, prompts.shard)
 
-    def describe(self, shards: list[Shard], text: TextFacts, folder: Path) -> EncodedManifest:
+    def hand_over_images(self, folder: Path) -> ImageFacts:
+        """Writes the image encoder to ``folder`` where there is one: the finished adapter is to have it from there."""
+        return self.encoders.images.hand_over(folder)
+
+    def describe(self, shards: list[Shard], text: TextFacts, images: ImageFacts, folder: Path) -> EncodedManifest:
         """Writes index, metrics and manifest of the set of ``shards`` into ``folder``."""
         from latentflow.data.records import SPLITS
         from latentflow.data.shards import INDEX, statistics, write_index
@@ -253,20 +253,22 @@ class _Work:
         write_index(folder / INDEX, self.plan, self.records.arrow["id"])
         mean, std = statistics(shards)
         _check_scale(mean, std, self.trained)
-        counts = {split: sum(s.count for s in shards if s.split == split) for split in SPLITS}
+        latents = [shard for shard in shards if shard.kind == "latents"]
+        counts = {split: sum(s.count for s in latents if s.split == split) for split in SPLITS}
         if text.captions_cut:
             log.warning(
                 "%d captions are longer than encode.max_tokens %d and are cut",
                 text.captions_cut,
-                self.inputs.encode.max_tokens,
+                self.encoders.captions.source.max_tokens,
             )
         write_json(folder / "metrics.json", {"records": sum(counts.values()), "captions_cut": text.captions_cut})
         index = sha256_file(folder / INDEX)
         content: dict[str, Any] = {
             "shards": [shard.model_dump() for shard in shards],
-            "text": text.model_dump(),
+            # What only pipelines' text models have does not change the digest of other sets.
+            "text": text.model_dump(exclude_defaults=True),
             "index": index,
-        }
+        } | ({"images": facts} if (facts := images.model_dump(exclude_defaults=True)) else {})
         manifest = EncodedManifest(
             digest=digest_json(content),
             fingerprint=self.fingerprint,
@@ -279,11 +281,14 @@ class _Work:
             latent_mean=mean,
             latent_std=std,
             text_width=text.width,
-            max_tokens=self.inputs.encode.max_tokens,
+            text_pipeline=text.pipeline,
+            pooled_width=text.pooled_width,
+            max_tokens=self.encoders.captions.source.max_tokens,
             cased=text.cased,
             resolution=self.resolution,
             sample_prompts=self.inputs.encode.sample_prompts,
             origin=_origin(self.records.manifest),
+            images=images,
         )
         manifest.write(folder)
         return manifest
@@ -300,9 +305,15 @@ def _layout(inputs: EncodeInputs, autoencoder: Path, resolution: int) -> "Layout
             f"encode.bucket_step {params.bucket_step}: expected a multiple of {shape.factor}, by which the VAE shrinks "
             f"pictures, that divides autoencoder.resolution {resolution}."
         )
+    if params.clip_frames and shape.frames and (params.clip_frames - 1) % shape.frames:
+        raise LatentflowError(
+            f"encode.clip_frames {params.clip_frames}: the VAE makes one latent of the first frame and one of every "
+            f"{shape.frames} that follow; give a multiple of {shape.frames}, plus 1."
+        )
     return Layout(
         resolution=resolution,
         factor=shape.factor,
+        vae_frames=shape.frames,
         channels=shape.channels,
         bucket_step=params.bucket_step,
         bucket_min_ratio=params.bucket_min_ratio,
@@ -311,6 +322,7 @@ def _layout(inputs: EncodeInputs, autoencoder: Path, resolution: int) -> "Layout
         clip_stride=params.clip_stride,
         clip_fps=params.clip_fps,
         shard_size=params.shard_size,
+        images=bool(params.control_image or params.reference_image),
     )
 
 

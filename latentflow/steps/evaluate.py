@@ -20,6 +20,7 @@ from latentflow.workspace import work_folder
 if TYPE_CHECKING:
     from latentflow.data.records import RecordSet
     from latentflow.evaluation.judge import Findings, Heldout
+    from latentflow.evaluation.leads import Leads
     from latentflow.evaluation.plan import Plan
 
 VERSION = 3
@@ -191,20 +192,48 @@ def _evaluate(params: EvaluateParams, sources: _Sources, weights: dict[str, str]
     settings = Settings.read(pipeline, params.sampler, params.steps, params.guidance)
     record_set = RecordSet.open(sources.records_folder)
     plan = Plan.make(record_set.table, params)
+    leads = _leads(sources, plan)
+    if leads and plan.free_prompts:
+        log.info("a prompt by itself has no image that would lead the model, so evaluate.gallery_prompts are not drawn")
+        plan = replace(plan, free_prompts=[])
     _check(plan, params, sources.records_folder)
-    _check_steps(pipeline, params)
+    _check_dials(pipeline, params)
     networks = Networks.load(params.weights)
     heldout, doubts = _heldout(sources, record_set, params)
-    case = Case(Artist(pipeline, settings), plan, record_set, heldout, networks, weights, params, VERSION)
+    case = Case(Artist(pipeline, settings, leads), plan, record_set, heldout, networks, weights, params, VERSION)
+    if settings.call.get("num_frames", 1) > 1:
+        doubts = [*doubts, "Of clips only the first frame is drawn and compared; the held-out loss is of whole clips."]
     findings = judge(case)
     for doubt in doubts:
         log.warning("%s: %s", pipeline, doubt)
     return replace(findings, warnings=[*doubts, *caveats(findings)]), record_set
 
 
-def _check_steps(pipeline: Path, params: EvaluateParams) -> None:
+def _leads(sources: _Sources, plan: "Plan") -> "Leads | None":
+    """The images of the plan's records, where the model is led by them."""
+    from latentflow.data.encoded import EncodedSet
+    from latentflow.denoisers.families import family_of
+    from latentflow.evaluation.leads import Leads
+
+    if not (led_by := family_of(sources.subject.pipeline).led_by):
+        return None
+    encoded = EncodedSet.open(sources.encoded_places[0], sources.encoded_places[1:])
+    return Leads.find(led_by, encoded, {request.record for request in plan.asked})
+
+
+def _check_dials(pipeline: Path, params: EvaluateParams) -> None:
+    """Refuses a sampler and numbers of steps that the pipeline cannot be drawn with."""
+    from latentflow.denoisers.families import family_of
+    from latentflow.denoisers.schedulers import check_sampler
     from latentflow.registry.pyfunc_model import fewest_steps
 
+    family = family_of(pipeline)
+    if family.led_by_frame:
+        raise LatentflowError(
+            f"{pipeline}: a {family.pipeline_class} draws from a first frame too, and evaluation draws from captions "
+            "alone; go by the held-out loss and the sample grids of train."
+        )
+    check_sampler(family, params.sampler)
     least = fewest_steps(pipeline)
     if min([params.steps, *params.grid.steps]) < least:
         raise LatentflowError(
@@ -240,7 +269,7 @@ def _heldout(sources: _Sources, records: "RecordSet", params: EvaluateParams) ->
     if subject.encoded and subject.encoded != sources.encoded.digest:
         doubts = ["The model was trained on another encoded set: it may have seen the held-out captions."]
     unproven = subject.encoded != sources.encoded.digest and len(split)
-    if unproven and (reason := foreign(subject.pipeline, split, sources.encoded.max_tokens, records)):
+    if unproven and (reason := foreign(subject.pipeline, split, sources.encoded, records)):
         return None, [*doubts, f"The held-out loss is not measured: {reason}."]
     denoiser = denoisers.load(subject.pipeline)
     denoiser.model.to(device)

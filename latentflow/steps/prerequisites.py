@@ -50,7 +50,7 @@ class Checked:
 
 
 def run(request: Request) -> Checked:
-    """Validates everything and tries the data source, MLflow and the places that the run writes to.
+    """Validates everything and tries the data source, the models, MLflow and the places that the run writes to.
 
     Raises LatentflowError with a line for each thing that is wrong; one does not hide the others.
     """
@@ -70,6 +70,8 @@ def run(request: Request) -> Checked:
     tried(lambda: _storage(request))
     tried(_mlflow)
     revision = tried(lambda: _revision(params.ingest)) if params else None
+    if params:
+        faults += _models(params)
     if params is None or revision is None or faults:
         raise LatentflowError("\n".join([f"this run cannot work ({len(faults)} found):", *faults]))
     return Checked(
@@ -163,6 +165,12 @@ def _revision(params: IngestParams) -> str:
     revision = pin(params)
     log.info("ingest.source %s is at %s", params.source, revision)
     return revision
+
+
+def _models(params: Params) -> list[str]:
+    from latentflow.denoisers import preflight
+
+    return preflight.faults(params)
 
 
 def _pinned(params: Params, revision: str) -> Params:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from latentflow.data import parcels
 from latentflow.data.places import read_manifest
 from latentflow.errors import LatentflowError
-from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, digest_json, sha256_file, write_text
+from latentflow.files import atomic_folder, copy_tree_or_file, digest_folder, sha256_file, write_text
 from latentflow.manifest import AutoencoderManifest, EncodedManifest, ModelManifest, fingerprint
+from latentflow.own_code import code_digest
 from latentflow.params import DiffusionParams, ModelParams, TrainInputs
 from latentflow.workspace import work_folder, work_place
 
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from latentflow.data.encoded import EncodedSet
-    from latentflow.denoisers import Beginning
-    from latentflow.diffusion import Diffusion
+    from latentflow.denoisers import Beginning, Captions, Images
     from latentflow.registry.tracking import Run
     from latentflow.training.checkpoint import Identity, Progress
     from latentflow.training.loop import Job
@@ -86,6 +86,7 @@ def run(
 
     manifest = read_manifest(sources.encoded)
     beginning = denoisers.begin(inputs.model)
+    inputs = resolved(inputs, beginning.params)
     digests = _inputs(inputs, sources, manifest, beginning.params)
     with parallel(inputs.train) as together:
         named, started_from = _named(inputs, digests, resume)
@@ -111,8 +112,19 @@ def identify(inputs: TrainInputs, sources: Sources, force_rerun: str = "") -> st
     """The fingerprint under which this training is kept. Raises LatentflowError where inputs do not fit together."""
     from latentflow import denoisers
 
-    digests = _inputs(inputs, sources, read_manifest(sources.encoded), denoisers.begin(inputs.model).params)
+    model = denoisers.begin(inputs.model).params
+    inputs = resolved(inputs, model)
+    digests = _inputs(inputs, sources, read_manifest(sources.encoded), model)
     return fingerprint("train", VERSION, inputs, digests, force_rerun)
+
+
+def resolved(inputs: TrainInputs, model: ModelParams) -> TrainInputs:
+    """With what ``auto`` in diffusion stands for: model.pretrained's own definition and schedule, else plain flow."""
+    from latentflow.denoisers import pretrained
+    from latentflow.denoisers.chosen_diffusion import resolved as resolved_diffusion
+
+    pipeline = pretrained(model).folder if model.pretrained else None
+    return inputs.model_copy(update={"diffusion": resolved_diffusion(inputs.diffusion, pipeline)})
 
 
 def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest, model: ModelParams) -> dict[str, str]:
@@ -128,16 +140,24 @@ def _inputs(inputs: TrainInputs, sources: Sources, manifest: EncodedManifest, mo
             f"train.batch_size {inputs.train.batch_size} is larger than the {manifest.counts['train']} training "
             "records; lower it or add records."
         )
-    _check_captions(inputs, manifest)
+    _check_captions(model, manifest)
     _check_shapes(model, inputs.diffusion, manifest)
-    from latentflow.denoisers import start_digest
+    from latentflow.denoisers import check_images, check_vae, family_for, own_class, start_digest
+    from latentflow.encoders.vae import shape_of
+
+    check_vae(model, shape_of(sources.autoencoder_folder))
+    if inputs.train.adapter.by_images:
+        images = _images(manifest, sources.autoencoder_folder)
+        check_images(inputs.train.adapter, family_for(model), images)
 
     digests = {"encoded": manifest.digest, "autoencoder": vae_manifest.digest}
-    return digests | _own_code(inputs) | start_digest(model)
+    return digests | _own_code(inputs, own_class(model)) | start_digest(model)
 
 
-def _check_captions(inputs: TrainInputs, manifest: EncodedManifest) -> None:
-    if manifest.cased and inputs.model.denoiser == "pixart":
+def _check_captions(model: ModelParams, manifest: EncodedManifest) -> None:
+    from latentflow import denoisers
+
+    if manifest.cased and denoisers.family_for(model).pipeline_class == "PixArtAlphaPipeline":
         raise LatentflowError(
             "model.denoiser: PixArt's pipeline lowers every caption, but encode.text_encoder tells capital letters "
             "apart, so it would draw from other captions than it was trained on; choose unet or auraflow."
@@ -145,12 +165,30 @@ def _check_captions(inputs: TrainInputs, manifest: EncodedManifest) -> None:
 
 
 def _check_shapes(model: ModelParams, diffusion: DiffusionParams, manifest: EncodedManifest) -> None:
-    """Refuses latents and captions that the denoiser cannot take, before a device is asked for."""
+    """Refuses what the denoiser cannot take and what its pipeline cannot draw, before a device is asked for."""
     from latentflow import denoisers
+    from latentflow.denoisers.chosen_diffusion import to_diffusion
+    from latentflow.denoisers.schedulers import check_diffusion
 
+    check_diffusion(denoisers.family_for(model), to_diffusion(diffusion))
     shapes = sorted({shard.shape for shard in manifest.shards if shard.kind == "latents"})
-    denoisers.check(model, shapes, manifest.text_width)
+    denoisers.check(model, shapes, _captions(manifest))
     denoisers.warn_of_other_definition(model, diffusion.definition)
+
+
+def _images(manifest: EncodedManifest, autoencoder: Path) -> "Images":
+    from latentflow.denoisers import Images
+    from latentflow.encoders import vae
+
+    return Images(manifest.images.control, vae.shape_of(autoencoder).factor, manifest.images.width)
+
+
+def _captions(manifest: EncodedManifest) -> "Captions":
+    from latentflow.denoisers import Captions
+
+    return Captions(
+        manifest.text_width, manifest.pooled_width, manifest.text_pipeline, manifest.inputs.get("text_encoder", "")
+    )
 
 
 def _identity(inputs: TrainInputs, digests: dict[str, str], key: str) -> "Identity":
@@ -198,20 +236,25 @@ def _train(
 ) -> None:
     from latentflow import denoisers
     from latentflow.data.encoded import EncodedSet
-    from latentflow.denoisers import FAMILIES, Denoiser
+    from latentflow.denoisers import Denoiser
+    from latentflow.denoisers.chosen_diffusion import to_diffusion
     from latentflow.training import delivery, loop, page
     from latentflow.training.averages import Snapshots
     from latentflow.training.vault import Keep, Vault
 
     encoded = EncodedSet.open(sources.encoded, sources.parts)
-    diffusion = _diffusion(inputs.diffusion)
-    shape, width = encoded.manifest.latent_shape, encoded.manifest.text_width
-    model = denoisers.start(beginning.params, shape, width, inputs.train.seed)
+    diffusion = to_diffusion(inputs.diffusion)
+    shape, captions = encoded.manifest.latent_shape, _captions(encoded.manifest)
+    family = denoisers.family_for(beginning.params)
+    model = denoisers.start(beginning.params, shape, captions, inputs.train.seed)
+    told = inputs.model.guidance if family.told_guidance(model.config) else None
     log.info("%s with %.1f M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)
+    plain = Denoiser(family, model, diffusion.definition, told)
+    images = _images(encoded.manifest, sources.autoencoder_folder)
     job = loop.Job(
         params=inputs.train,
         diffusion=diffusion,
-        denoiser=Denoiser(FAMILIES[inputs.model.denoiser], model, diffusion.definition),
+        denoiser=denoisers.lead(plain, inputs.train.adapter, images, inputs.train.seed),
         encoded=encoded,
         vault=Vault(checkpoints, Keep(inputs.train.keep_last, inputs.train.keep_every)),
         snapshots=Snapshots(work / "averages"),
@@ -221,10 +264,11 @@ def _train(
     lineage = _lineage(job, beginning.parent)
     with _settled(job.vault), _observed(inputs, lineage, job, sources, work, together) as (start, run):
         trained, curves = loop.train(job, together, start, named)
+        base = denoisers.pretrained(beginning.params).folder if encoded.manifest.text_pipeline else None
 
         def deliver() -> None:
             with atomic_folder(work / "done") as folder:
-                delivery.write(job, trained, curves, sources.autoencoder_folder, folder)
+                delivery.write(job, trained, curves, delivery.Parts(sources.autoencoder_folder, base), folder)
                 for name in ("samples", "averages"):
                     if (work / name).is_dir():
                         copy_tree_or_file(work / name, folder / name)
@@ -268,34 +312,11 @@ def _manifest(inputs: TrainInputs, lineage: dict[str, str], job: "Job", folder: 
     )
 
 
-def _own_code(inputs: TrainInputs) -> dict[str, str]:
-    """The digests of the code of a definition and ideas of the user's own: another code is another training."""
-    if ":" in inputs.diffusion.definition:
-        _diffusion(inputs.diffusion)
-    own = {"definition": inputs.diffusion.definition} | {f"idea {name}": name for name in inputs.train.ideas}
-    return {what: _code_digest(name) for what, name in own.items() if ":" in name}
-
-
-def _code_digest(name: str) -> str:
-    from latentflow.denoisers.carried import module_path
-
-    path = module_path(name)
-    assert path
-    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    return digest_json({file.relative_to(path.parent).as_posix(): sha256_file(file) for file in files})
-
-
-def _diffusion(params: DiffusionParams) -> "Diffusion":
-    """The definition and schedule that the parameters name; a definition of the user's own is imported here."""
-    from latentflow.diffusion import Diffusion, Schedule
-
-    dials = params.model_dump(exclude={"definition", "schedule", "sigmas"})
-    try:
-        diffusion = Diffusion(params.definition, Schedule(params.schedule, sigmas=tuple(params.sigmas), **dials))
-        diffusion.sigmas(diffusion.steps or 2, tokens=256)
-    except ValueError as error:
-        raise LatentflowError(f"diffusion: {error}.") from None
-    return diffusion
+def _own_code(inputs: TrainInputs, denoiser: str) -> dict[str, str]:
+    """The digests of the code of the user's own, definition, denoiser or ideas: another code is another training."""
+    own = {"definition": inputs.diffusion.definition, "denoiser": denoiser}
+    own |= {f"idea {name}": name for name in inputs.train.ideas}
+    return {what: code_digest(name) for what, name in own.items() if ":" in name}
 
 
 def _lineage(job: "Job", parent: str) -> dict[str, str]:
@@ -356,13 +377,14 @@ def _observed(
 def _painter(encoded: "EncodedSet", autoencoder: Path, work: Path, run: "Run") -> "Callable[[Tensor, int], None]":
     """What decodes latents of the fixed captions into a sheet, on disk and in the run."""
     from latentflow.encoders import vae as vae_room
-    from latentflow.pictures import grid, to_image
+    from latentflow.pictures import grid, to_image, to_strip
 
     vae = vae_room.load_from(autoencoder)
 
     def paint(latents: "Tensor", step: int) -> None:
-        pictures = [to_image(one) for one in vae_room.decode(vae, latents)]
-        sheet = grid(pictures, columns=4, scale=max(1, 128 // encoded.manifest.resolution))
+        drawn = vae_room.decode(vae, latents)
+        pictures = [to_strip(one) if one.ndim == 4 else to_image(one) for one in drawn]
+        sheet = grid(pictures, columns=1 if drawn.ndim == 5 else 4, scale=max(1, 128 // encoded.manifest.resolution))
         path = work / "samples" / f"step-{step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from latentflow.data.condition import Condition
 from latentflow.data.encoded import EncodedSet, EncodedSplit
 from latentflow.data.order import Order
 from latentflow.devices import step_generator
@@ -18,7 +19,7 @@ from latentflow.training.ideas import Idea
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's part of a global batch, n samples: x_0 and x_T (n, c, h, w), σ (n,) float64, text and mask.
+    """One process's part of a global batch, n samples: x_0 and x_T (n, c, h, w), σ (n,) float64, and the conditions.
 
     ``dropped`` (n,) bool says whose caption is the empty one; ``extra`` is what ideas read, in the dtypes stored.
     """
@@ -26,10 +27,19 @@ class Batch:
     x0: Tensor
     xT: Tensor
     sigma: Tensor
-    text: Tensor
-    mask: Tensor
+    condition: Condition
     dropped: Tensor
     extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def text(self) -> Tensor:
+        """(n, tokens, width)."""
+        return self.condition.text
+
+    @property
+    def mask(self) -> Tensor:
+        """(n, tokens) bool."""
+        return self.condition.mask
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
         """On ``device``; latents, noise and text in ``dtype``."""
@@ -49,8 +59,7 @@ class Batch:
             change(self.x0),
             change(self.xT),
             change(self.sigma),
-            change(self.text),
-            change(self.mask),
+            self.condition.each(change),
             change(self.dropped),
             {key: change(tensor) for key, tensor in self.extra.items()},
         )
@@ -100,7 +109,7 @@ class Batches:
         self.horizon = self.order.horizon
         self._extra = tuple(dict.fromkeys(key for idea in ideas for key in idea.reads))
         self._require(ideas, encoded)
-        self._empty_text, self._empty_mask = encoded.empty_text, encoded.empty_mask
+        self._empty = encoded.empty
 
     def _ordered(self) -> Order:
         counts = tuple(bucket.counts for bucket in self.split.buckets)
@@ -131,9 +140,15 @@ class Batches:
         if samples.logvar is not None:
             x0 = x0 + (samples.logvar.float() / 2).exp() * torch.randn(shape, generator=generator)[mine]
         # The rows were copied for this batch alone, so they may be written over.
-        samples.text[drop[mine]] = self._empty_text
-        samples.text_mask[drop[mine]] = self._empty_mask
-        return Batch(x0, noise[mine], sigma[mine], samples.text.float(), samples.text_mask, drop[mine], samples.extra)
+        samples.text[drop[mine]] = self._empty.text
+        samples.text_mask[drop[mine]] = self._empty.mask
+        if samples.text_pooled is not None and self._empty.pooled is not None:
+            samples.text_pooled[drop[mine]] = self._empty.pooled
+        if samples.image is not None:
+            unseen = torch.rand(size, generator=step_generator(params.seed, "image", step))
+            samples.image[(unseen < params.adapter.image_dropout)[mine]] = 0
+        condition = samples.condition.begun(x0).each(lambda told: told.float() if told.is_floating_point() else told)
+        return Batch(x0, noise[mine], sigma[mine], condition, drop[mine], samples.extra)
 
     def ids(self, step: int) -> list[str]:
         """The ids of this process's records of a step; may be called from any thread."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ class Body:
             optimizers=optimizers.build(params, parameters, within),
             scaler=parallel.scaler(),
         )
-        trained = Denoiser(family, spread, denoiser.definition)
+        trained = replace(denoiser, model=spread)
         return cls(params, parallel, denoiser, trained, ideas, averages[EMA_FILE], state, empty)
 
     def begin(self, step: int, rate: float) -> None:
@@ -87,7 +87,7 @@ class Body:
             idea.before(step, places, self.params.batch_size)
         xt = definition.add_noise(batch.x0, batch.xT, batch.sigma)
         with self.parallel.autocast():
-            output = self.trained.predict(xt, batch.sigma, batch.text, batch.mask).to(batch.x0.dtype)
+            output = self.trained.predict(xt, batch.sigma, batch.condition).to(batch.x0.dtype)
         target = definition.target(batch.x0, batch.xT, batch.sigma)
         errors = (output - target).square().flatten(1).mean(1)
         loss = (self._weights(definition, batch.sigma) * errors).mean()

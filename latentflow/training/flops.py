@@ -8,12 +8,14 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from latentflow.data.condition import Condition
 from latentflow.denoisers import Denoiser
 
 FORWARDS_PER_STEP = 3
@@ -21,17 +23,18 @@ TRIES = 3
 log = logging.getLogger(__name__)
 
 
-def forward_flops(denoiser: Denoiser, shape: Sequence[int], tokens: int, width: int) -> int:
-    """FLOPs of one sample's forward pass: latents of ``shape`` (c, h, w), a caption of (tokens, width).
+def forward_flops(denoiser: Denoiser, shape: Sequence[int], condition: Condition) -> int:
+    """FLOPs of one sample's forward pass: latents of ``shape`` (c, h, w), a ``condition`` of one row.
 
     Counts matrix products, convolutions and attention; nothing is computed. To be asked before the model is wrapped or
     sharded. 0 where it cannot be counted.
     """
     try:
         model = on_meta(denoiser.model)
-        given = torch.empty(1, *shape), torch.ones(1), torch.empty(1, tokens, width), torch.ones(1, tokens).bool()
+        xt, sigma = torch.empty(1, *shape, device="meta"), torch.ones(1, device="meta")
+        told = condition.to(xt.device, xt.dtype)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            Denoiser(denoiser.family, model, denoiser.definition).predict(*(tensor.to("meta") for tensor in given))
+            replace(denoiser, model=model).predict(xt, sigma, told)
     except Exception as error:  # a user's own model may raise anything where there are no values
         log.info("the model's FLOPs cannot be counted: %s", error)
         return 0

@@ -156,8 +156,7 @@ def _restored(job: Job, body: Body, parallel: Parallel, named: Checkpoint | None
 
 
 def _speed(job: Job, parallel: Parallel) -> Speed:
-    shape, width = job.encoded.manifest.latent_shape, job.encoded.manifest.text_width
-    cost = flops.forward_flops(job.denoiser, shape, job.encoded.manifest.max_tokens, width)
+    cost = flops.forward_flops(job.denoiser, job.encoded.manifest.latent_shape, job.encoded.empty)
     return Speed(cost, flops.measured_peak(parallel.device, parallel.computed_in) if cost else 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Which weights are trained: all of them, those whose names match, or low-rank changes beside frozen ones.
+"""Which weights are trained: all, those whose names match, low-rank changes, or a part beside frozen ones.
 
 LoRA (Hu et al. 2021) adds alpha/rank·BA to a layer's matrix; DoRA (Liu et al. 2024) also trains the columns' lengths.
 """
@@ -32,7 +32,11 @@ def choose(model: nn.Module, params: TrainParams, family: Family) -> None:
 
     Raises LatentflowError for a pattern or a target that names nothing.
     """
-    if params.adapter.kind == "none":
+    if params.adapter.by_images:
+        model.requires_grad_(False)
+        for part in family.learners(model):
+            part.requires_grad_(True)
+    elif params.adapter.kind == "none":
         _match(model, params.trainable)
     else:
         _adapt(model, params.adapter, params.adapter.targets or list(family.adapter_targets), params.seed)
@@ -105,6 +109,11 @@ def _match(model: nn.Module, patterns: list[str]) -> None:
 def _adapt(model: nn.Module, params: AdapterParams, targets: list[str], seed: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
+    if not targets:
+        raise LatentflowError(
+            "train.adapter.targets: which layers a class of your own has is not known; name the layers that are to be "
+            "adapted by the endings of their names."
+        )
     _require_layers(model, targets)
     config = LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=targets, use_dora=params.kind == "dora")
     with seeded_weights(seed):

@@ -108,10 +108,10 @@ def test_what_is_read_may_be_written_over(folder: Path) -> None:
 
 def test_the_empty_caption_and_the_sample_prompts(folder: Path) -> None:
     encoded = EncodedSet.open(folder)
-    assert encoded.empty_text.shape == (1, 3, 16)
-    assert not encoded.empty_text.any()
-    assert encoded.prompt_text.shape == (2, 3, 16)
-    assert encoded.prompt_mask.shape == (2, 3)
+    assert encoded.empty.text.shape == (1, 3, 16)
+    assert not encoded.empty.text.any()
+    assert encoded.prompts.text.shape == (2, 3, 16)
+    assert encoded.prompts.mask.shape == (2, 3)
 
 
 def test_shards_may_lie_in_several_folders(folder: Path, tmp_path: Path) -> None:

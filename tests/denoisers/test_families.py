@@ -41,14 +41,14 @@ def test_the_pipeline_draws_what_our_own_sampler_draws(name: str, text: TextEnco
     ).images
 
     denoiser = denoisers.load(tmp_path)
-    hidden, mask = text.encode(["", "", *prompts])
+    condition = text.encode(["", "", *prompts])
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(steps)
     xt = latents.double()
     for index, sigma in enumerate(scheduler.sigmas[:-1].double()):
-        told = scheduler.timesteps[index].double() / 1000
+        at = scheduler.timesteps[index].double() / 1000
         with torch.no_grad():
-            both = denoiser.predict(torch.cat([xt, xt]).float(), told, hidden, mask).double()
+            both = denoiser.predict(torch.cat([xt, xt]).float(), at, condition).double()
         unconditional, conditional = both.chunk(2)
         output = unconditional + guidance * (conditional - unconditional)
         xt = FLOW.step(xt, output, sigma, scheduler.sigmas[index + 1].double())

@@ -10,7 +10,7 @@ from native import SHAPE, WIDTH, sizes, text_encoder, write_pipeline
 from safetensors.torch import load_file, save_file
 
 from latentflow import denoisers
-from latentflow.denoisers import FAMILIES
+from latentflow.denoisers import FAMILIES, Captions
 from latentflow.errors import LatentflowError
 
 FILE = "diffusion_pytorch_model.safetensors"
@@ -40,13 +40,13 @@ def test_training_begins_with_the_saved_weights_in_fp32(name: str, pipelines: di
     saved = {key: tensor.half() for key, tensor in load_file(path).items()}
     save_file(saved, path, {"format": "pt"})
 
-    model = denoisers.start(sizes(name, pretrained=folder), SHAPE, WIDTH, seed=5)
+    model = denoisers.start(sizes(name, pretrained=folder), SHAPE, Captions(WIDTH), seed=5)
     weights = model.state_dict()
     assert weights.keys() == saved.keys()
     assert all(torch.equal(weights[key], saved[key].float()) for key in saved)
     assert all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
     assert model.training
-    new = denoisers.start(sizes(name), SHAPE, WIDTH, seed=5)
+    new = denoisers.start(sizes(name), SHAPE, Captions(WIDTH), seed=5)
     assert {p.stride() for p in new.parameters()} == {p.stride() for p in model.parameters()}
     built = denoisers.build(sizes(name), SHAPE, WIDTH, seed=5)
     assert all(map(torch.equal, new.parameters(), built.parameters()))
@@ -54,7 +54,7 @@ def test_training_begins_with_the_saved_weights_in_fp32(name: str, pipelines: di
 
 def test_a_model_folder_of_train_will_do(pipelines: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(pipelines["pixart"], tmp_path / "model" / "pipeline")
-    model = denoisers.start(sizes("pixart", pretrained=tmp_path / "model"), SHAPE, WIDTH, seed=0)
+    model = denoisers.start(sizes("pixart", pretrained=tmp_path / "model"), SHAPE, Captions(WIDTH), seed=0)
     assert type(model).__name__ == "PixArtTransformer2DModel"
 
 
@@ -72,9 +72,9 @@ def test_the_digest_is_of_the_denoiser_alone(pipelines: dict[str, Path], tmp_pat
 @pytest.mark.parametrize(
     ("name", "shapes", "width", "words"),
     [
-        ("unet", [(16, 8, 8)], WIDTH, "takes latents of 4 channels, and the encoded set has 16"),
-        ("pixart", [(4, 8, 8)], 384, "takes captions of width 16, and the encoded set has 384"),
-        ("auraflow", [(4, 8, 8)], 384, "takes captions of width 16, and the encoded set has 384"),
+        ("unet", [(16, 8, 8)], WIDTH, "takes latents of 4 channels, and the autoencoder makes 16"),
+        ("pixart", [(4, 8, 8)], 384, "takes captions of width 16, and the text encoder gives 384"),
+        ("auraflow", [(4, 8, 8)], 384, "takes captions of width 16, and the text encoder gives 384"),
         ("pixart", [(4, 8, 8), (4, 3, 6)], WIDTH, "patch_size 2, which does not divide latents of 3x6"),
         ("auraflow", [(4, 8, 8), (4, 6, 10)], WIDTH, "learned positions for latents up to 8x8, and .* has 6x10"),
     ],
@@ -83,14 +83,14 @@ def test_latents_and_captions_that_do_not_fit_are_refused(
     name: str, shapes: list[tuple[int, ...]], width: int, words: str, pipelines: dict[str, Path]
 ) -> None:
     with pytest.raises(LatentflowError, match=rf"^model\.pretrained: the denoiser in .*/{name}/\w+ .*{words}"):
-        denoisers.check(sizes(name, pretrained=pipelines[name]), shapes, width)
+        denoisers.check(sizes(name, pretrained=pipelines[name]), shapes, Captions(width))
 
 
 def test_what_fits_is_not_refused(pipelines: dict[str, Path]) -> None:
     for name in FAMILIES:
         smaller = [(4, 8, 8), (4, 4, 6)]
-        denoisers.check(sizes(name, pretrained=pipelines[name]), smaller, WIDTH)
-    denoisers.check(sizes("unet"), [(4, 8, 8), (4, 5, 7)], WIDTH)
+        denoisers.check(sizes(name, pretrained=pipelines[name]), smaller, Captions(WIDTH))
+    denoisers.check(sizes("unet"), [(4, 8, 8), (4, 5, 7)], Captions(WIDTH))
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,13 @@ def test_denoisers_that_need_more_than_training_gives_are_refused(
 ) -> None:
     folder = changed(pipelines[name], tmp_path / name, FAMILIES[name].subfolder, **values)
     with pytest.raises(LatentflowError, match=rf"^model\.pretrained: .*{words}"):
-        denoisers.start(sizes(name, pretrained=folder), SHAPE, WIDTH, seed=0)
+        denoisers.start(sizes(name, pretrained=folder), SHAPE, Captions(WIDTH), seed=0)
 
 
-def test_another_family_is_refused(pipelines: dict[str, Path]) -> None:
-    with pytest.raises(LatentflowError, match=r"StableDiffusionPipeline, whose denoiser is a unet.*set model.denoiser"):
-        denoisers.check(sizes("pixart", pretrained=pipelines["unet"]), [tuple(SHAPE)], WIDTH)
+def test_the_family_is_that_of_the_pipeline_whatever_the_parameters_say(pipelines: dict[str, Path]) -> None:
+    params = sizes("pixart", pretrained=pipelines["unet"])
+    assert denoisers.family_for(params) is FAMILIES["unet"]
+    denoisers.check(params, [tuple(SHAPE)], Captions(WIDTH))
 
 
 def test_what_is_no_pipeline_is_refused(pipelines: dict[str, Path], tmp_path: Path) -> None:
@@ -129,8 +130,8 @@ def test_what_is_no_pipeline_is_refused(pipelines: dict[str, Path], tmp_path: Pa
     folder = tmp_path / "foreign"
     shutil.copytree(pipelines["unet"], folder)
     index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
-    with pytest.raises(LatentflowError, match=r"^model\.pretrained: .* is a FluxPipeline, not one of"):
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "KolorsPipeline"}))
+    with pytest.raises(LatentflowError, match=r"^model\.pretrained: .* is a KolorsPipeline, not one of Stable"):
         denoisers.start_digest(sizes("unet", pretrained=folder))
 
 
@@ -140,7 +141,7 @@ def test_only_safetensors_are_loaded(pipelines: dict[str, Path], tmp_path: Path)
     torch.save(load_file(path), path.with_suffix(".bin"))
     path.unlink()
     with pytest.raises(LatentflowError, match=r"^model\.pretrained: .* only safetensors are loaded"):
-        denoisers.check(sizes("unet", pretrained=tmp_path / "copy"), [tuple(SHAPE)], WIDTH)
+        denoisers.check(sizes("unet", pretrained=tmp_path / "copy"), [tuple(SHAPE)], Captions(WIDTH))
 
 
 def test_weights_that_are_not_whole_are_refused(pipelines: dict[str, Path], tmp_path: Path) -> None:
@@ -150,10 +151,10 @@ def test_weights_that_are_not_whole_are_refused(pipelines: dict[str, Path], tmp_
     params = sizes("pixart", pretrained=tmp_path / "copy")
     save_file({key: weights[key] for key in sorted(weights)[1:]}, path, {"format": "pt"})
     with pytest.raises(LatentflowError, match=rf"^model\.pretrained: .*{sorted(weights)[0]}"):
-        denoisers.start(params, SHAPE, WIDTH, seed=0)
+        denoisers.start(params, SHAPE, Captions(WIDTH), seed=0)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(LatentflowError, match=r"^model\.pretrained: .* cannot be loaded"):
-        denoisers.start(params, SHAPE, WIDTH, seed=0)
+        denoisers.start(params, SHAPE, Captions(WIDTH), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -162,14 +163,18 @@ def test_weights_that_are_not_whole_are_refused(pipelines: dict[str, Path], tmp_
         ("pixart", [(4, 3, 6)], r"model\.pixart\.patch_size 2 does not divide latents of 3x6"),
         ("auraflow", [(4, 8, 8), (4, 4, 8)], "model.denoiser: auraflow trains on pictures of one size"),
         ("auraflow", [(4, 4, 8)], "model.denoiser: auraflow trains on pictures of one size, a square"),
-        ("unet", [(4, 3, 8, 8)], "no denoiser here trains on clips yet"),
+        (
+            "unet",
+            [(4, 3, 8, 8)],
+            r"draws pictures, and encode\.clip_frames .*3x8x8.*: WanPipeline, LTXP",
+        ),
     ],
 )
 def test_latents_that_a_new_denoiser_cannot_take_are_refused(
     name: str, shapes: list[tuple[int, ...]], words: str
 ) -> None:
     with pytest.raises(LatentflowError, match=words):
-        denoisers.check(sizes(name), shapes, WIDTH)
+        denoisers.check(sizes(name), shapes, Captions(WIDTH))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentflow.data.condition import Condition
 from latentflow.diffusion import FLOW
 from latentflow.errors import LatentflowError
 from latentflow.evaluation.heldout import TIMES, Group, HeldoutLoss, heldout_loss
@@ -19,12 +20,12 @@ def data(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def group(x0: Tensor, text: Tensor, mask: Tensor) -> Group:
-    return Group(len(x0), tuple(x0.shape[1:]), lambda rows: (x0[rows], text[rows], mask[rows]))
+    return Group(len(x0), tuple(x0.shape[1:]), lambda rows: (x0[rows], Condition(text[rows], mask[rows])))
 
 
-def toy(xt: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+def toy(xt: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
     """Depends on all its inputs, sample by sample."""
-    shift = (text * mask[..., None]).mean((1, 2)) + sigma
+    shift = (condition.text * condition.mask[..., None]).mean((1, 2)) + sigma
     return torch.tanh(xt) + shift.reshape(-1, 1, 1, 1)
 
 
@@ -50,7 +51,7 @@ def test_the_noise_of_a_sample_does_not_depend_on_the_others():
     """Σ over the first five of a set of 13 is the set of five: their noise is the same."""
     seen: list[Tensor] = []
 
-    def spy(xt: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    def spy(xt: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         seen.append(xt.clone())
         return xt
 
@@ -62,7 +63,7 @@ def test_the_noise_of_a_sample_does_not_depend_on_the_others():
 def test_a_perfect_model_has_no_loss_and_zero_has_the_targets_energy():
     x0, text, mask = data(400)
 
-    def oracle(xt: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    def oracle(xt: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         return (xt - x0[: len(xt)]) / sigma.reshape(-1, 1, 1, 1)
 
     perfect = heldout_loss(oracle, [group(x0, text, mask)], FLOW, [0.5], 0, 400)

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from tiny import RESOLUTION, build_pipeline, make_record
 
+from latentflow.data.condition import Condition
 from latentflow.data.records import Record
 from latentflow.encoders import text as text_room
 from latentflow.encoders import vae as vae_room
@@ -150,18 +152,23 @@ class Split:
         return [str(row) for row in rows.tolist()]
 
     def samples(self, bucket: int, rows: torch.Tensor) -> object:
-        return type("Samples", (), {"latents": self._latents[rows], "text": self._text[rows]})()
+        told = Condition(self._text[rows], torch.ones(self._text.shape[:2], dtype=torch.bool)[rows])
+        return SimpleNamespace(latents=self._latents[rows], condition=told)
 
 
 def test_a_model_knows_the_set_that_its_encoders_made(pipeline: Path):
     pictures = Pictures(RECORDS)
     vae = vae_room.load(str(pipeline / "vae"))
     latents = vae_room.encode(vae, pictures.pixels(RECORDS, RESOLUTION))
-    text = text_room.load_saved(pipeline, 8).encode([record.caption for record in RECORDS])[0]
-    assert foreign(pipeline, Split(latents.bfloat16(), text.bfloat16()), 8, pictures) == ""
-    assert foreign(pipeline, Split(-latents, text), 8, pictures).startswith("its VAE is not the one")
-    assert foreign(pipeline, Split(latents, text.flip(1)), 8, pictures).startswith("its text encoder is not")
-    assert foreign(pipeline, Split(latents[:, :, None], text), 8, pictures).startswith("it cannot be told")
+    text = text_room.load_saved(pipeline, 8).encode([record.caption for record in RECORDS]).text
+    encoded = SimpleNamespace(max_tokens=8, text_pipeline="")
+    assert foreign(pipeline, Split(latents.bfloat16(), text.bfloat16()), encoded, pictures) == ""
+    assert foreign(pipeline, Split(-latents, text), encoded, pictures).startswith("its VAE is not the one")
+    assert foreign(pipeline, Split(latents, text.flip(1)), encoded, pictures).startswith("its text encoder is not")
+    assert foreign(pipeline, Split(latents[:, :, None], text), encoded, pictures) == ""  # a clip's first frame
+    assert foreign(pipeline, Split(latents, text), encoded, Pictures(RECORDS[:1])).startswith("it cannot be told")
+    other = SimpleNamespace(max_tokens=8, text_pipeline="StableDiffusionXLPipeline")
+    assert foreign(pipeline, Split(latents, text), other, pictures).startswith("its text encoder is not")
 
 
 def write_evaluation(

@@ -553,11 +553,16 @@ def test_a_session_that_ends_is_not_taken_for_a_run(backend: Backend) -> None:
 
 
 def test_interrupting_stops_the_following_not_the_run(backend: Backend) -> None:
+    # A shell without job control starts what runs in the background with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     backend.frames = [Frame("RUNNING")]
     main = threading.main_thread().ident
     assert main is not None
     backend.on_look = lambda: signal.pthread_kill(main, signal.SIGINT) if backend.looks == 2 else None
-    code, text = run(backend, Request(pipeline="small"), QUICK)
+    try:
+        code, text = run(backend, Request(pipeline="small"), QUICK)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 130
     assert "No longer following. The run itself goes on; follow it again by `latentflow submit --attach run-1`" in text
     assert [each.path for each in backend.requests if "terminate" in each.path] == []

@@ -21,16 +21,6 @@ def enter_store(empty_store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
     return folder
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sqlite file with MLflow's tables; making them takes seconds, copying the file does not."""
-    from mlflow.tracking import MlflowClient
-
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def new_store(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
     """Goes to a folder with an empty default store, as a user does who enters a fresh clone."""

@@ -10,6 +10,7 @@ import mlflow.pyfunc
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from hubs import REPOSITORY, SHA, holding
 from native import shake, train_params
 from PIL import Image
 from tiny import CALL, RESOLUTION
@@ -92,3 +93,17 @@ def test_an_adapter_that_cannot_be_logged_costs_a_warning(
         run.log_adapter(tmp_path / "empty", str(tiny_pipeline), RESOLUTION, 2.0)
     assert f"MLflow refuses something of run {run.id}" in caplog.text
     assert store.connect().get_run(run.id).info.status == "FINISHED"
+
+
+def test_an_adapter_of_a_pipeline_on_the_hub_is_logged(
+    project: Path, tiny_pipeline: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = f"{REPOSITORY}@{SHA}"
+    with holding(monkeypatch, tmp_path / "cache", tiny_pipeline), tracking.training_run({}, {}) as run:
+        run.log_adapter(adapter, base, RESOLUTION, 2.0)
+    (model_id,) = logged(run)
+    kept = store.connect().get_logged_model(model_id)
+    assert kept.tags[adapters.BASE] == base
+    loaded = mlflow.diffusers.load_model(kept.artifact_location)
+    assert Path(loaded.base_model).name == SHA
+    assert (Path(loaded.base_model) / "model_index.json").is_file()

@@ -107,9 +107,9 @@ def test_training_asks_the_registry_once_what_an_alias_is_on(
     params, parent = denoisers.begin(model)
     assert parent == f"models:/{NAME}/1"
     assert "pretrained" in denoisers.start_digest(params)
-    denoisers.check(params, [(4, 8, 8)], 16)
+    denoisers.check(params, [(4, 8, 8)], denoisers.Captions(16))
     denoisers.warn_of_other_definition(params, "flow")
-    assert denoisers.start(params, [4, 8, 8], 16, seed=0).training
+    assert denoisers.start(params, [4, 8, 8], denoisers.Captions(16), seed=0).training
     assert len(asked) == 1
     assert denoisers.begin(model.model_copy(update={"pretrained": ""})).parent == ""
     with pytest.raises(LatentflowError, match=r"model\.pretrained: There is no folder nowhere"):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import CHECKPOINTS
 
 from latentflow import __version__
 from latentflow.errors import LatentflowError
@@ -79,3 +80,14 @@ def test_in_a_cluster_a_server_must_be_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     with pytest.raises(LatentflowError, match="MLFLOW_TRACKING_URI is not set"):
         prerequisites.run(request())
+
+
+def test_models_that_do_not_belong_together_are_each_told(tmp_path: Path) -> None:
+    folder = CHECKPOINTS["flux.1-dev"].write(tmp_path / "flux")
+    wrong = {"model.pretrained": str(folder), "evaluate.sampler": "heun"}
+    with pytest.raises(LatentflowError) as caught:
+        prerequisites.run(request(fields={"ingest.source": "/no/pictures"}, overrides=wrong))
+    said = str(caught.value)
+    assert "3 found" in said
+    for words in ("ingest.source: ", "evaluate.sampler heun: ", "name the same pipeline in both, and encode again"):
+        assert words in said

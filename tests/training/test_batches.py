@@ -7,6 +7,7 @@ import torch
 from encoded_sets import Recipe, write_set
 from torch import Tensor
 
+from latentflow.data.condition import Condition
 from latentflow.data.encoded import EncodedSet
 from latentflow.devices import step_generator
 from latentflow.diffusion import FLOW
@@ -33,9 +34,10 @@ def opened(folder: Path, recipe: Recipe) -> EncodedSet:
 
 
 def tensors(batch: Batch) -> dict[str, Tensor]:
-    """All of a batch's tensors by name, those that ideas read among them."""
+    """All of a batch's tensors by name, conditions and what ideas read among them."""
     named = dict(vars(batch))
-    return named | named.pop("extra")
+    told = {name: tensor for name, tensor in vars(named.pop("condition")).items() if tensor is not None}
+    return named | named.pop("extra") | told
 
 
 def equal(first: Batch, second: Batch) -> bool:
@@ -56,9 +58,10 @@ def written_out(encoded: EncodedSet, params: TrainParams, step: int) -> Batch:
     flip = torch.rand(size, generator=generator) < 0.5
     noise = torch.randn((size, *SQUARE), generator=generator)
     x0 = torch.where(flip[:, None, None, None], mirrored.latents[rows], plain.latents[rows])
-    text = torch.where(drop[:, None, None], encoded.empty_text, plain.text[rows])
-    mask = torch.where(drop[:, None], encoded.empty_mask, plain.text_mask[rows])
-    return Batch(x0.float(), noise, sigma, text.float(), mask, drop)
+    text = torch.where(drop[:, None, None], encoded.empty.text, plain.text[rows])
+    mask = torch.where(drop[:, None], encoded.empty.mask, plain.text_mask[rows])
+    sizes = torch.cat([plain.original_size, plain.crop, plain.target_size], 1)[rows]
+    return Batch(x0.float(), noise, sigma, Condition(text.float(), mask, sizes=sizes), drop)
 
 
 def test_a_set_of_one_shape_gives_the_batches_that_it_always_gave(tmp_path: Path) -> None:

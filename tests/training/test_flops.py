@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from latentflow import denoisers
+from latentflow.data.condition import Condition
 from latentflow.denoisers import FAMILIES, Denoiser
 from latentflow.diffusion import FLOW
 from latentflow.params import load
@@ -23,6 +24,7 @@ SMALL = (
     "model.unet.channels=[32, 32]",
 )
 SHAPE, TOKENS, WIDTH = (4, 8, 8), 5, 24
+CAPTION = Condition(torch.zeros(1, TOKENS, WIDTH), torch.ones(1, TOKENS, dtype=torch.bool))
 
 
 def build(name: str) -> Denoiser:
@@ -47,7 +49,7 @@ def by_hand(denoiser: Denoiser) -> int:
     ]
     with torch.no_grad():
         mask = torch.ones(1, TOKENS, dtype=torch.bool)
-        denoiser.predict(torch.randn(1, *SHAPE), torch.tensor([0.5]), torch.randn(1, TOKENS, WIDTH), mask)
+        denoiser.predict(torch.randn(1, *SHAPE), torch.tensor([0.5]), Condition(torch.randn(1, TOKENS, WIDTH), mask))
     for handle in handles:
         handle.remove()
     return counted
@@ -58,7 +60,7 @@ def test_a_dits_flops_are_those_of_its_layers_and_attentions() -> None:
     patches, width, layers = 16, 32, 2
     # Scores and mixtures: patches with patches, and patches with caption tokens.
     attention = layers * 2 * 2 * patches * (patches + TOKENS) * width
-    assert forward_flops(denoiser, SHAPE, TOKENS, WIDTH) == by_hand(denoiser) + attention
+    assert forward_flops(denoiser, SHAPE, CAPTION) == by_hand(denoiser) + attention
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -66,7 +68,7 @@ def test_every_family_is_counted_without_a_trace(name: str) -> None:
     denoiser = build(name)
     before = {key: tensor.clone() for key, tensor in denoiser.model.state_dict().items()}
     layers = by_hand(denoiser)
-    counted = forward_flops(denoiser, SHAPE, TOKENS, WIDTH)
+    counted = forward_flops(denoiser, SHAPE, CAPTION)
     assert layers <= counted < 2 * layers
     assert denoiser.model.training
     after = denoiser.model.state_dict()
@@ -85,12 +87,12 @@ def test_the_copy_without_values_has_the_same_parameters() -> None:
 class ReadsValues:
     """A family whose forward pass asks for a value, which a tensor without values cannot give."""
 
-    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    def predict(self, model: nn.Module, xt: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         return xt * timestep[0].item()
 
 
 def test_a_model_that_cannot_be_counted_counts_for_nothing() -> None:
-    assert forward_flops(Denoiser(ReadsValues(), nn.Linear(2, 2), FLOW), SHAPE, TOKENS, WIDTH) == 0  # type: ignore[arg-type]
+    assert forward_flops(Denoiser(ReadsValues(), nn.Linear(2, 2), FLOW), SHAPE, CAPTION) == 0  # type: ignore[arg-type]
 
 
 def test_the_peak_is_measured_once_and_disturbs_nothing() -> None:

@@ -12,6 +12,7 @@ from encoded_sets import Recipe, write_set
 from torch import Tensor, nn
 
 from latentflow import denoisers
+from latentflow.data.condition import Condition
 from latentflow.data.encoded import EncodedSet
 from latentflow.denoisers import FAMILIES, Denoiser
 from latentflow.diffusion import FLOW, Definition
@@ -51,16 +52,19 @@ def batch(count: int = 6, seed: int = 0) -> Batch:
 
     sigma = torch.rand(count, generator=generator, dtype=torch.float64)
     mask = torch.ones(count, 3, dtype=torch.bool)
-    return Batch(normal(4, 8, 8), normal(4, 8, 8), sigma, normal(3, 16), mask, torch.zeros(count, dtype=torch.bool))
+    x0, xT = normal(4, 8, 8), normal(4, 8, 8)
+    told = Condition(normal(3, 16), mask)
+    return Batch(x0, xT, sigma, told, torch.zeros(count, dtype=torch.bool))
 
 
 def some(batch: Batch, which: slice) -> Batch:
-    return Batch(**{name: tensor[which] for name, tensor in vars(batch).items() if name != "extra"})
+    condition = batch.condition.each(lambda rows: rows[which])
+    return Batch(batch.x0[which], batch.xT[which], batch.sigma[which], condition, batch.dropped[which])
 
 
 def seen(used: Denoiser, batch: Batch, step: int = 0) -> Forward:
     definition = used.definition
-    output = used.predict(definition.add_noise(batch.x0, batch.xT, batch.sigma), batch.sigma, batch.text, batch.mask)
+    output = used.predict(definition.add_noise(batch.x0, batch.xT, batch.sigma), batch.sigma, batch.condition)
     return Forward(step, batch, output, definition.target(batch.x0, batch.xT, batch.sigma))
 
 

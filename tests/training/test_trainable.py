@@ -12,7 +12,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from latentflow import denoisers
-from latentflow.denoisers import FAMILIES
+from latentflow.data.condition import Condition
+from latentflow.denoisers import FAMILIES, Captions
 from latentflow.errors import LatentflowError
 from latentflow.params import TrainParams
 from latentflow.training import trainable
@@ -32,7 +33,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def started(name: str, pipelines: dict[str, Path]) -> nn.Module:
-    return denoisers.start(sizes(name, pretrained=pipelines[name]), SHAPE, WIDTH, seed=0)
+    return denoisers.start(sizes(name, pretrained=pipelines[name]), SHAPE, Captions(WIDTH), seed=0)
 
 
 def draw(pipeline: DiffusionPipeline, name: str, **arguments: object) -> Tensor:
@@ -93,7 +94,7 @@ def test_adapters_start_as_no_change_and_only_they_are_trained(
     mask = torch.ones(2, TOKENS, dtype=torch.bool)
 
     def output() -> Tensor:
-        return family.predict(model, pictures, torch.full((2,), 500.0), text, mask)
+        return family.predict(model, pictures, torch.full((2,), 500.0), Condition(text, mask))
 
     before = output()
     trainable.choose(model, adapter(kind), family)
@@ -166,7 +167,7 @@ def test_a_copy_is_delivered_while_training_goes_on(pipelines: dict[str, Path]) 
     assert any("lora_" in name for name in model.state_dict())
     model.enable_gradient_checkpointing()
     text, mask = torch.randn(1, TOKENS, WIDTH), torch.ones(1, TOKENS, dtype=torch.bool)
-    output = FAMILIES["auraflow"].predict(model, torch.randn(1, *SHAPE), torch.full((1,), 500.0), text, mask)
+    output = FAMILIES["auraflow"].predict(model, torch.randn(1, *SHAPE), torch.full((1,), 500.0), Condition(text, mask))
     output.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 

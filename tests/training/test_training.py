@@ -38,7 +38,7 @@ def test_any_number_of_processes_sees_the_same_samples(encoded: EncodedSet) -> N
     [
         ("pixart", (4, 3, 6), "patch_size 2 does not divide latents of 3x6"),
         ("auraflow", (4, 2, 6), "auraflow trains on pictures of one size"),
-        ("unet", (4, 3, 4, 4), "no denoiser here trains on clips yet"),
+        ("unet", (4, 3, 4, 4), r"draws pictures, and encode\.clip_frames makes latents of clips, 3x4x4"),
     ],
 )
 def test_latents_that_do_not_fit_are_refused_before_training(
